@@ -1,0 +1,1 @@
+"""Training data: clips and the procedural miniature world."""

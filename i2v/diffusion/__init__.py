@@ -1,0 +1,1 @@
+"""Schedules, samplers, guidance and losses; a model is a callable here."""

@@ -1,0 +1,1 @@
+"""Reads and writes published checkpoint files, with every key accounted for."""

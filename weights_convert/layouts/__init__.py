@@ -1,0 +1,1 @@
+"""One published file format per module, as declarative rules."""
