@@ -35,8 +35,10 @@ def prediction_loss(
         per_clip = per_frame.mean(dim=1)
     else:
         if known.dtype != torch.bool or tuple(known.shape) not in ((frames,), (clips, frames)):
-            raise ValueError(f"known: expected bool of shape ({frames},) or ({clips}, {frames}), got "
-                             f"{known.dtype} of shape {tuple(known.shape)}")
+            raise ValueError(
+                f"known: expected bool of shape ({frames},) or ({clips}, {frames}), got "
+                f"{known.dtype} of shape {tuple(known.shape)}"
+            )
         unknown = (~known).to(per_frame).expand(clips, frames)
         count = unknown.sum(dim=1)
         if bool((count == 0).any()):
