@@ -8,10 +8,8 @@ from torch import Tensor
 from i2v.diffusion.schedule import Schedule
 
 
-def prediction_loss(
-    prediction: Tensor, target: Tensor, known: Tensor | None = None, weight: Tensor | None = None
-) -> Tensor:
-    """The mean of ||target - prediction||^2 over the unknown frames' elements. Implements Eq. (2).
+def denoising_loss(prediction: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+    """Each clip's mean of ||target - prediction||^2 over its unknown frames. Implements Eq. (2).
 
     The target is the noise eps for the paper's networks, else what `Schedule.target` says. A known frame (the paper's
     first one, given to the network without noise) has nothing to predict and is left out of the mean.
@@ -19,10 +17,9 @@ def prediction_loss(
     Args:
         prediction, target: (B, F, ...), compared in float32.
         known: bool, True where a frame is given, (F,) or (B, F); None: no frame is.
-        weight: (B,) factor of each clip's loss, e.g. `min_snr_weight`; None: 1.
 
     Returns:
-        A 0-d float32 tensor; each clip's mean over its own unknown frames, averaged over the batch.
+        float32 (B,); weights of clips, e.g. `min_snr_weight`, multiply it, its mean is the training loss.
 
     Raises:
         ValueError: the shapes do not fit or a clip has no unknown frame.
@@ -32,23 +29,17 @@ def prediction_loss(
     clips, frames = prediction.shape[:2]
     per_frame = (prediction.float() - target.float()).square().flatten(2).mean(dim=2)
     if known is None:
-        per_clip = per_frame.mean(dim=1)
-    else:
-        if known.dtype != torch.bool or tuple(known.shape) not in ((frames,), (clips, frames)):
-            raise ValueError(
-                f"known: expected bool of shape ({frames},) or ({clips}, {frames}), got "
-                f"{known.dtype} of shape {tuple(known.shape)}"
-            )
-        unknown = (~known).to(per_frame).expand(clips, frames)
-        count = unknown.sum(dim=1)
-        if bool((count == 0).any()):
-            raise ValueError("every frame of a clip is known: nothing is left to predict")
-        per_clip = (per_frame * unknown).sum(dim=1) / count
-    if weight is not None:
-        if tuple(weight.shape) != (clips,):
-            raise ValueError(f"weight: expected shape ({clips},), got {tuple(weight.shape)}")
-        per_clip = per_clip * weight
-    return per_clip.mean()
+        return per_frame.mean(dim=1)
+    if known.dtype != torch.bool or tuple(known.shape) not in ((frames,), (clips, frames)):
+        raise ValueError(
+            f"known: expected bool of shape ({frames},) or ({clips}, {frames}), got "
+            f"{known.dtype} of shape {tuple(known.shape)}"
+        )
+    unknown = (~known).to(per_frame).expand(clips, frames)
+    count = unknown.sum(dim=1)
+    if bool((count == 0).any()):
+        raise ValueError("every frame of a clip is known: nothing is left to predict")
+    return (per_frame * unknown).sum(dim=1) / count
 
 
 def min_snr_weight(schedule: Schedule, t: Tensor, gamma: float = 5.0) -> Tensor:
