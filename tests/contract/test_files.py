@@ -17,14 +17,19 @@ def tracked(pattern: str) -> list[Path]:
     """Files that git knows or would add; in an unpacked archive without git, all of them."""
     try:
         listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard", pattern], cwd=ROOT, capture_output=True, check=True, text=True
-        ).stdout.split("\n")
-        return sorted(p for name in listed if name and (p := ROOT / name).is_file())
+            ["git", "ls-files", "-co", "--exclude-standard", pattern],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        return sorted(p for line in listed.stdout.split("\n") if line and (p := ROOT / line).is_file())
     except (OSError, subprocess.CalledProcessError):
         return sorted(ROOT.rglob(pattern))
 
 
 PYTHON = tracked("*.py")
+TEXT = [p for pattern in ("*.py", "*.md", "*.cfg", "*.toml") for p in tracked(pattern)]
 RUNTIME = [p for p in PYTHON if p.relative_to(ROOT).parts[0] not in {"tests", "docs"}]
 
 
@@ -76,7 +81,7 @@ def test_nothing_hides_a_fault(path: Path) -> None:
     assert not faults(path.read_text(encoding="utf-8")), name(path)
 
 
-@pytest.mark.parametrize("path", [p for pattern in ("*.py", "*.md", "*.cfg", "*.toml") for p in tracked(pattern)], ids=name)
+@pytest.mark.parametrize("path", TEXT, ids=name)
 def test_no_machine_paths(path: Path) -> None:
     """A path of one machine runs nowhere else."""
     inside = r"(?<![\w./-])/(?:work|home|root|Users|opt|mnt)/\w"
@@ -90,15 +95,16 @@ def test_no_assert_and_no_environment(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [f"line {n.lineno}: assert" for n in ast.walk(tree) if isinstance(n, ast.Assert)]
     reads = {"os.environ.get", "os.getenv"}
-    found += [f"line {n.lineno}: {ast.unparse(n)}" for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in reads]
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    found += [f"line {n.lineno}: {ast.unparse(n)}" for n in calls if ast.unparse(n.func) in reads]
     assert not found, name(path)
 
 
 @pytest.mark.parametrize("path", [p for p in RUNTIME if name(p).startswith("i2v/models/")], ids=name)
 def test_no_device_literal_in_models(path: Path) -> None:
     """Models make tensors on their input's device."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in {"cuda", "mps"}], name(path)
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    assert not [n.lineno for n in nodes if isinstance(n, ast.Constant) and n.value in {"cuda", "mps"}], name(path)
 
 
 @pytest.mark.parametrize(

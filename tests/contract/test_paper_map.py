@@ -55,7 +55,8 @@ def test_no_other_number() -> None:
 def test_readme_links_it(number: int) -> None:
     """The row of Eq. (n) links the file and names the symbol."""
     (file, line), *_ = places()[number]
-    rows = [r for r in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if r.startswith(f"| Eq. ({number})")]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in readme if row.startswith(f"| Eq. ({number})")]
     assert len(rows) == 1, f"README has {len(rows)} rows for Eq. ({number})"
     symbol = symbol_at(file, line)
     assert f"]({file})" in rows[0], f"the row of Eq. ({number}) should link {file}"
