@@ -1,0 +1,132 @@
+"""Writing results safely: checked before the long work, whole or not at all, nothing overwritten unasked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+FRAME_NAME = re.compile(r"frame_\d{4,}\.png")
+FOLDER_SETTINGS = "settings.json"
+
+
+class OutputExists(FileExistsError):
+    """The output is already there and was not to be overwritten; the message names the flag."""
+
+
+class OutputError(OSError):
+    """The output cannot be written; the message says why and what to do."""
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Raises `OutputExists` when something at `target` would be lost that may not be."""
+    if target.is_dir():
+        foreign = [p.name for p in target.iterdir() if not (FRAME_NAME.fullmatch(p.name) or p.name == FOLDER_SETTINGS)]
+        if foreign:
+            raise OutputExists(
+                f"{target} is a folder with other things in it ({sorted(foreign)[0]}, ...); name a new folder, "
+                "or a file with an ending such as .mp4"
+            )
+        if not any(target.iterdir()):
+            return
+    if os.path.lexists(target) and not overwrite:
+        raise OutputExists(f"{target} already exists; name another file or give --overwrite")
+
+
+def check_folder(folder: Path) -> None:
+    """Makes `folder` where it is missing and tries to write into it. Raises `OutputError` when that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+            probe.flush()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OutputError(f"{folder} is not a folder; name another place for the output") from error
+    except OSError as error:
+        raise OutputError(f"cannot write into {folder} ({error.strerror}); name another place") from error
+
+
+@contextlib.contextmanager
+def whole_or_nothing(target: Path, folder: bool = False) -> Iterator[Path]:
+    """A temporary name beside `target` to write to; put in its place when the block ends well.
+
+    On any error, Ctrl-C included, the temporary file (or folder, with `folder`) is removed and what was at
+    `target` before is still there. Errors of the disk come out as `OutputError`.
+    """
+    temporary: Path | None = None
+    try:
+        temporary = _temporary(target, folder)
+        yield temporary
+        _sync(temporary)
+        if target.is_dir():
+            _replace_folder(temporary, target)
+        else:
+            os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        if isinstance(error, (OutputError, OutputExists)):
+            raise
+        reason = error.strerror or str(error)
+        raise OutputError(f"{target} could not be written ({reason}); nothing was left behind") from error
+    finally:
+        if temporary is not None and os.path.lexists(temporary):
+            shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink()
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Writes a small file in one piece, under a temporary name first."""
+    with whole_or_nothing(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def _temporary(target: Path, folder: bool) -> Path:
+    prefix, suffix = f".{target.stem}.", f".part{target.suffix}"
+    if folder:
+        made = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=target.parent))
+        made.chmod(0o777 & ~_umask())
+        return made
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 would hide the result from everybody else
+    return Path(name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    for file in path.iterdir() if path.is_dir() else (path,):
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name last a power cut, where folders can be opened (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Exchanges a folder: the old one is moved aside, and back again when the new one cannot take its place."""
+    if not new.is_dir():
+        raise OutputError(f"{target} is a folder; name a file in it")
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    os.rmdir(aside)
+    os.replace(target, aside)
+    try:
+        os.replace(new, target)
+    except BaseException:
+        os.replace(aside, target)
+        raise
+    shutil.rmtree(aside)

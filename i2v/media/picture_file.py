@@ -1,0 +1,126 @@
+"""Reading a picture file into upright 8-bit RGB, or saying in one line why that is not possible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from i2v.media.picture_header import BrokenPicture, Header, read_header
+
+MIN_SIDE = 16  # less than two latent pixels of an 8x autoencoder holds nothing to animate
+MAX_SIDE = 16_384  # twice 8K; past this a file is a mistake or a decompression bomb
+MAX_PIXELS = 200_000_000  # the largest phone cameras; 0.6 GB once decoded
+READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PNM or AVIF"
+
+
+class PictureError(ValueError):
+    """A picture cannot be used; the message is one line: which file, what is wrong, what to do."""
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Picture of a file as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
+
+    Greyscale is repeated, 16 bit is rounded to 8, transparent pixels are laid on white, CMYK is converted,
+    and of an animation the first frame is taken. Colour profiles are not applied: values are taken as sRGB.
+    Raises `PictureError` for a file that is missing, cut off, damaged, not a picture, below `MIN_SIDE`, or
+    above `MAX_SIDE` or `MAX_PIXELS` (known from its header, before anything is unpacked).
+    """
+    path = Path(path)
+    data = _bytes_of(path)
+    try:
+        header = read_header(data)
+    except BrokenPicture as error:
+        raise PictureError(f"{path}: {error}; get the whole file again or save it anew") from error
+    if header is None:
+        raise PictureError(f"{path}: {_what_it_is(data)}; give {READABLE}")
+    _check_size(path, header)
+    picture = _decode(path, data, header)
+    return np.ascontiguousarray(turn_upright(_to_rgb8(path, picture), header.orientation))
+
+
+def turn_upright(picture: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """(H, W, C) picture stored with EXIF `orientation` 1..8, as it is meant to be seen."""
+    if orientation >= 5:  # rows and columns are exchanged
+        picture = picture.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        picture = picture[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        picture = picture[::-1]
+    return picture
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.is_dir():
+        raise PictureError(f"{path}: is a folder; give one picture file")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PictureError(f"{path}: no such file; check the path (the current folder is {Path.cwd()})") from error
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read ({error.strerror})") from error
+    if not data:
+        raise PictureError(f"{path}: the file is empty; get it again")
+    return data
+
+
+def _what_it_is(data: bytes) -> str:
+    """Names what somebody may have given instead of a picture that can be read."""
+    if data[4:8] == b"ftyp":
+        if any(brand in data[8:40] for brand in (b"heic", b"heix", b"mif1", b"msf1")):
+            return "HEIC pictures cannot be read, save it as JPEG or PNG"
+        return "this is a video, not a picture"
+    if data.startswith(b"%PDF"):
+        return "this is a PDF, not a picture"
+    head = data[:512].lstrip()
+    if head.startswith((b"<svg", b"<?xml")):
+        return "SVG drawings cannot be read, export it as PNG"
+    if head[:1] == b"<":
+        return "this is a web page, not a picture (was a link saved instead of the file?)"
+    if b"\0" not in data[:512]:
+        return "this is text, not a picture"
+    return "not a picture of a known kind"
+
+
+def _check_size(path: Path, header: Header) -> None:
+    width, height = header.width, header.height
+    size = f"{path}: the picture is {width}x{height} pixels"
+    if min(width, height) < MIN_SIDE:
+        raise PictureError(f"{size}; at least {MIN_SIDE}x{MIN_SIDE} is needed")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise PictureError(
+            f"{size}; at most {MAX_SIDE} on a side and {MAX_PIXELS // 1_000_000} million in all are read: scale it down"
+        )
+
+
+def _decode(path: Path, data: bytes, header: Header) -> NDArray[np.generic]:
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise PictureError(f"{path}: the {header.kind} file cannot be decoded ({error.err}); save it anew") from error
+    if picture is None:
+        raise PictureError(
+            f"{path}: the {header.kind} file cannot be decoded: it is damaged, cut off, or of a kind that "
+            f"OpenCV {cv2.__version__} does not read; save it as PNG or JPEG"
+        )
+    return picture
+
+
+def _to_rgb8(path: Path, picture: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """OpenCV's greyscale, BGR or BGRA of any integer depth to RGB, transparent pixels on white."""
+    if picture.dtype == np.uint16:
+        picture = ((picture.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if picture.dtype != np.uint8:
+        raise PictureError(f"{path}: pixels are stored as {picture.dtype}; save it with 8 or 16 bits per channel")
+    if picture.ndim == 2:
+        picture = picture[..., None]
+    colour: NDArray[np.uint8] = np.asarray(picture[..., 2::-1] if picture.shape[2] >= 3 else picture[..., :1], np.uint8)
+    colour = np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else colour
+    if picture.shape[2] not in (2, 4):
+        return colour
+    alpha = np.asarray(picture[..., -1:], np.uint32)
+    on_white = colour.astype(np.uint32) * alpha + 255 * (255 - alpha)
+    return ((on_white + 127) // 255).astype(np.uint8)
