@@ -1,0 +1,80 @@
+"""Classifier-free guidance over a chain of named conditions (Ho & Salimans, 2207.12598; chains: 2211.09800)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one of the predictions is conditioned on.
+
+    `inputs` is handed to the model as it is. `scale` says how far to go from the condition before this one in the
+    chain to this one; the first condition's scale means nothing.
+    """
+
+    name: str
+    inputs: Any
+    scale: float = 1.0
+
+
+def weights(conditions: Sequence[Condition]) -> dict[str, float]:
+    """The factor of each condition's prediction in the guided one; they sum to 1, those that are 0 are left out.
+
+    Guided is p_0 + s_1 (p_1 - p_0) + s_2 (p_2 - p_1): with the chain [nothing; text and image] the usual guidance,
+    with [nothing; image; text and image] separate scales for image and text. A scale below 1 counts as 1: then the
+    later prediction alone takes part.
+
+    Raises:
+        ValueError: there is no condition or two have one name.
+    """
+    names = [condition.name for condition in conditions]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"conditions: expected one or more with different names, got {names}")
+    scales = [1.0, *(max(1.0, condition.scale) for condition in conditions[1:]), 0.0]
+    factors = {name: here - later for name, here, later in zip(names, scales, scales[1:])}
+    return {name: factor for name, factor in factors.items() if factor != 0}
+
+
+def guide(
+    predict: Callable[[Tensor, int, Any], Tensor],
+    conditions: Sequence[Condition],
+    *,
+    join: Callable[[Sequence[Any]], Any] | None = None,
+) -> Callable[[Tensor, int], Tensor]:
+    """A model for the samplers that returns one guided prediction.
+
+    Args:
+        predict: (x, t, inputs) -> prediction of x's shape; x holds the known frames too, for every condition.
+        conditions: the chain, weakest first, e.g. [Condition("negative", a), Condition("positive", b, scale=7.5)].
+        join: makes one `inputs` of several, for a batch of all conditions' rows, the first condition's first. It is
+            called once, here. Without it the conditions run in turn, which needs less memory.
+
+    Returns:
+        (x, t) -> guided prediction, float32. Conditions without a part in it do not run: two of them at a scale of at
+        most 1 cost one call on one batch.
+    """
+    factors = weights(conditions)
+    active = [condition for condition in conditions if condition.name in factors]
+    joined = join([condition.inputs for condition in active]) if join is not None and len(active) > 1 else None
+
+    def model(x: Tensor, t: int) -> Tensor:
+        if len(active) == 1:
+            return predict(x, t, active[0].inputs).float()
+        if join is not None:
+            parts = predict(torch.cat([x] * len(active)), t, joined).float().chunk(len(active))
+        else:
+            parts = tuple(predict(x, t, condition.inputs).float() for condition in active)
+        # From the weakest upwards, as differences: equal predictions give back the prediction itself.
+        total, reach = parts[0], 1.0
+        for before, part, condition in zip(parts, parts[1:], active):
+            reach -= factors[condition.name]
+            total = total + reach * (part - before)
+        return total
+
+    return model
