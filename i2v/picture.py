@@ -1,12 +1,12 @@
 """Pictures made to fit: size for the model, resizing, CLIP's preprocessing, tensors in [-1, 1] and back.
 
-A picture is (H, W, 3) uint8 RGB here, a clip (F, H, W, 3).
+A picture is (H, W, 3) uint8 RGB here, a clip (F, H, W, 3). What is done to colours is in `i2v.color`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from i2v.color import color_match, drift, exact_first_frame, psnr
+
 Fit = Literal["cover", "pad", "stretch", "released"]
+FirstFrame = Literal["vae", "exact"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _RELEASED_MULTIPLE = 64
@@ -124,3 +127,22 @@ def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
     """(..., 3, H, W) in [-1, 1], clamped -> (..., H, W, 3) uint8, rounded to the nearest level: undoes `to_tensor`."""
     levels = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round()
     return np.ascontiguousarray(levels.to(torch.uint8).movedim(-3, -1).cpu().numpy())
+
+
+def finish(
+    pixels: Tensor, picture: NDArray[np.uint8], match_colors: bool = False, first_frame: FirstFrame = "vae"
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """Decoded pixels (F, 3, H, W) in [-1, 1] -> frames (F, H, W, 3) uint8 and a report on them.
+
+    `picture` (H, W, 3) is what frame 0 should be. `match_colors` is `color_match`; `first_frame` "exact" is
+    `exact_first_frame`, "vae" leaves frame 0 as decoded. The report: `drift`, and "first_frame_psnr" in dB
+    (None when frame 0 is the picture exactly).
+    """
+    if match_colors:
+        video = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) / 2).movedim(-3, -1).numpy()
+        frames = (color_match(video) * 255).round().astype(np.uint8)
+    else:
+        frames = to_uint8(pixels)
+    if first_frame == "exact":
+        frames = exact_first_frame(frames, picture)
+    return frames, {**drift(frames), "first_frame_psnr": psnr(frames[0], picture)}

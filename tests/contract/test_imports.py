@@ -30,7 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A model is a callable here.
     "i2v.diffusion": {"torch", "i2v.diffusion"},
     "i2v.noise": NUMERIC,
-    "i2v.video": {"numpy", "cv2", "av"},
+    "i2v.video": {"numpy", "cv2", "i2v.media"},
+    "i2v.media": {"numpy", "cv2", "av", "i2v.media"},
+    "i2v.picture": {"numpy", "cv2", "torch", "i2v.color"},
+    "i2v.color": {"numpy", "cv2"},
     "i2v.config": set(),
     # The config dataclasses of the models, nothing else of i2v.
     "weights_convert": {"torch", "numpy", "safetensors", "weights_convert", "i2v.models"},
