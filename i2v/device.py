@@ -1,0 +1,40 @@
+"""The one place that chooses a device and a number format."""
+
+from __future__ import annotations
+
+import torch
+
+from i2v.config import ConfigError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """ "auto" takes CUDA, then Apple's MPS, then the CPU; any other name is checked to exist here.
+
+    Raises ConfigError for a device that torch does not know or that this machine lacks.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: torch knows no such device; use auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"--device {name}: this machine or this build of torch has no MPS; use --device cpu")
+    return device
+
+
+def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """ "auto" is float16 on a GPU and float32 on the CPU. Schedule, noise and sampler state are float32 in any case."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name not in DTYPES:
+        raise ConfigError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]

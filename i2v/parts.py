@@ -1,0 +1,129 @@
+"""The files of a model of our own: one safetensors file per part, each describing itself in its metadata.
+
+The metadata holds the part's config as json, so that a network of another size loads without a change in the code.
+Keys are module paths in the UNet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from i2v.config import ConfigError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """One weight file, its tensors not yet read."""
+
+    name: str
+    path: Path
+    config: Any  # a frozen dataclass; None for the I2V-Adapter, whose shape follows from the UNet
+    metadata: Mapping[str, Any]  # json decoded
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything in the file, on the CPU, in the stored format."""
+        with safe_open(self.path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+
+    def sha256(self) -> str:
+        """Of the whole file, in hexadecimal."""
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def save_part(
+    path: Path,
+    part: nn.Module | Mapping[str, nn.Module] | Mapping[str, Tensor],
+    config: Any = None,
+    *,
+    dtype: torch.dtype = torch.float16,
+    family: str = "tiny",
+    **metadata: Any,
+) -> Path:
+    """Write one part, complete or not at all; floating-point tensors are stored as `dtype`.
+
+    part: a module, the dict that an `add_...` function returned (path -> module), or tensors by key.
+    config: its frozen dataclass. Other metadata (schedule, recipe, steps, date) are dataclasses or what json can hold.
+    """
+    tensors = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in flat(part).items()}
+    bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
+    if bad:
+        raise ValueError(f"{path}: {len(bad)} tensors would hold infinities or NaN as {dtype}, first {bad[0]}")
+    facts = {"family": family, "part": path.stem, "config": config, **metadata}
+    header = {k: v if isinstance(v, str) else json.dumps(_plain(v)) for k, v in facts.items() if v is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, aside, header)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def flat(part: nn.Module | Mapping[str, nn.Module] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A part's tensors under one level of keys."""
+    if isinstance(part, nn.Module):
+        return dict(part.state_dict())
+    out: dict[str, Tensor] = {}
+    for name, value in part.items():
+        if isinstance(value, nn.Module):
+            out |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
+        else:
+            out[name] = value
+    return out
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def from_json(cls: type[C], text: str, where: str) -> C:
+    """A config dataclass from a file's metadata; lists become tuples, unknown fields are an error."""
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+    unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown:
+        raise ConfigError(f"{where}: {cls.__name__} knows no field {', '.join(sorted(unknown))}; the file is newer?")
+    return cls(**values)
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def open_part(path: Path, config: type | None) -> PartFile:
+    """A part's header, from the file's first bytes alone; `config` is the dataclass that its metadata must hold.
+
+    Raises ConfigError for a damaged file and for metadata that do not fit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = file.metadata() or {}
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is damaged or no safetensors file ({error}); copy it again") from None
+    if config is not None and "config" not in raw:
+        raise ConfigError(f"{path} has no config in its metadata; write it with i2v.parts.save_part")
+    built = from_json(config, raw["config"], str(path)) if config is not None else None
+    return PartFile(path.stem, path, built, {k: _decoded(v) for k, v in raw.items()})

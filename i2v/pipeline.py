@@ -1,0 +1,279 @@
+"""I2VPipeline: picture and prompt -> video. Encode both, make the start, denoise, decode."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from i2v import __version__, config, noise, picture
+from i2v.config import ConfigError
+from i2v.diffusion import frame_similarity_prior as prior
+from i2v.diffusion.first_frame import KnownFrames
+from i2v.diffusion.guidance import Condition, guide
+from i2v.diffusion.samplers import SAMPLERS
+from i2v.diffusion.schedule import Schedule
+from i2v.models.clip_text import CLIPTextModel
+from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.ip_adapter import IPAdapterConfig
+from i2v.models.tokenizer import Tokenizer
+from i2v.models.unet import ContextKV, UNet
+from i2v.models.vae import VAE
+from i2v.presets import Preset
+from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage
+from i2v.video import read_image
+
+log = logging.getLogger(__name__)
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TextConditioning:
+    """What a UNet is told of a prompt: context (1, L, C); pooled (1, P) and size_ids (1, 6) for SDXL alone."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+    size_ids: Tensor | None = None
+
+
+@dataclass
+class Conditioning:
+    """What stays the same over a run, for one or more rows of a batch.
+
+    `context_kv`, the keys and values of all cross-attentions, is computed at the first step and kept.
+    """
+
+    text: TextConditioning
+    image_tokens: Tensor
+    context_kv: ContextKV | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished video: frames (F, H, W, 3) uint8 RGB, and all that is needed to make it again.
+
+    settings: "request" (every number used), "picture" and "weights" (names and sha256), "versions", "device", "dtype".
+    drift: how far the frames' colours wander from the first, see `picture.drift`.
+    """
+
+    frames: NDArray[np.uint8]
+    fps: int
+    settings: dict[str, Any]
+    drift: dict[str, Any]
+
+
+@dataclass
+class I2VPipeline:
+    """A loaded model. `load("tiny")` makes one; calling it makes a video."""
+
+    preset: Preset
+    unet: UNet
+    vae: VAE
+    text_encoder: CLIPTextModel
+    tokenizer: Tokenizer
+    image_encoder: CLIPVisionModel
+    image_projection: nn.Module
+    image_config: IPAdapterConfig
+    i2v_adapter: Mapping[str, nn.Module]
+    ip_adapter: Mapping[str, nn.Module]
+    schedule: Schedule
+    max_frames: int
+    device: torch.device
+    dtype: torch.dtype
+    weights: Mapping[str, Mapping[str, str]]
+    decode_chunk: int = 8  # frames that the VAE decodes at once
+    guidance_in_turn: bool = False  # the two halves of guidance one after the other: half the memory
+
+    def __call__(
+        self,
+        image: Picture | str | Path,
+        prompt: str = "",
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        steps: int = 25,
+        guidance_scale: float | None = None,
+        num_frames: int | None = None,
+        fps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        fit: Fit = "cover",
+        sampler: Sampler = "ddim",
+        t0: float | None = None,
+        p: float | None = None,
+        i2v_scale: float = 1.0,
+        ip_scale: float = 1.0,
+        color_match: bool = False,
+        first_frame: FirstFrame = "vae",
+        posterior: Posterior = "mode",
+        unconditional_image: UnconditionalImage | None = None,
+        progress: bool = False,
+    ) -> Result:
+        """A video that begins with `image`, (H, W, 3) uint8 RGB of any size or a file's path, and follows `prompt`.
+
+        None stands for the preset's value. The meaning and range of each argument is told in `i2v.request.Request`.
+        Raises ConfigError for a value out of its range, before anything is computed.
+        """
+        request = Request(
+            prompt, negative_prompt, seed, steps, guidance_scale, num_frames, fps, height, width, fit, sampler, t0, p,
+            i2v_scale, ip_scale, color_match, first_frame, posterior, unconditional_image,
+        )  # fmt: skip
+        return self.run(image, request, progress)
+
+    @torch.inference_mode()
+    def run(self, image: Picture | str | Path, request: Request, progress: bool = False) -> Result:
+        """As calling the pipeline, with the settings in one object; `progress` shows bars with the time left."""
+        original = read_image(Path(image)) if isinstance(image, (str, Path)) else image
+        if original.ndim != 3 or original.shape[2] != 3 or original.dtype != np.uint8:
+            raise ConfigError(f"image: expected (H, W, 3) uint8 RGB, got {original.shape} {original.dtype}")
+        request = request.resolved(self.preset, original.shape[:2], self.max_frames, self.vae.cfg.factor)
+        for prompt in (request.prompt, request.negative_prompt):
+            if cut := self.tokenizer.truncated(prompt):
+                log.warning("the prompt is longer than the text encoder reads; cut off: %s", cut)
+        for adapter in self.i2v_adapter.values():
+            adapter.scale = request.i2v_scale
+        for adapter in self.ip_adapter.values():
+            adapter.scale = request.ip_scale
+
+        fitted = picture.fit(original, *_size(request), request.fit)
+        known = self.known_frames(fitted, request)
+        latents = self.denoise(known, self.conditions(original, request), request, progress)
+        frames = self.decode(latents, progress)
+        frames, drift = picture.finish(frames, fitted, request.color_match, request.first_frame)
+        settings = {
+            "request": config.to_dict(request),
+            "preset": self.preset.name,
+            "picture": _describe(image, original),
+            "weights": {name: dict(facts) for name, facts in self.weights.items()},
+            "versions": {"i2v-adapter": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        return Result(frames, int(request.fps or 0), settings, drift)
+
+    # -- the four steps ------------------------------------------------------------------------------------------
+
+    def known_frames(self, fitted: Picture, request: Request) -> KnownFrames:
+        """The fitted picture as clean latents: frame 0, the anchor of every other frame's attention."""
+        pixels = picture.to_tensor(fitted)[None].to(self.device, self.dtype)
+        posterior = self.vae.encode(pixels)
+        if request.posterior == "mode":
+            latent = posterior.mode()
+        else:
+            latent = posterior.sample(noise.normal(request.seed, "posterior", [0], 0, posterior.mean.shape[1:]))
+        return KnownFrames.first(latent.float(), int(request.num_frames or 0))
+
+    def conditions(self, original: Picture, request: Request) -> list[Condition]:
+        """The unguided and the guided half; each is text, image tokens and their keys and values."""
+        pixels = picture.clip_pixels(original, self.image_encoder.cfg.image_size)
+        tokens = self.encode_image(pixels)
+        # as released: zeros after normalisation, which is a picture of CLIP's mean colour
+        other = tokens if request.unconditional_image == "same" else self.encode_image(torch.zeros_like(pixels))
+        return [
+            Condition("negative", Conditioning(self.encode_text(request.negative_prompt), other)),
+            Condition(
+                "positive",
+                Conditioning(self.encode_text(request.prompt), tokens),
+                scale=float(request.guidance_scale or 0),
+            ),
+        ]
+
+    def denoise(
+        self, known: KnownFrames, conditions: Sequence[Condition], request: Request, progress: bool = False
+    ) -> Tensor:
+        """The video's latents, (1, F, C, h, w) float32, from the prior's start at `t0`."""
+        unknown = known.indices(False)
+        shape = tuple(known.latents.shape[2:])
+        timesteps = prior.timesteps_from(self.schedule, request.steps, float(request.t0 or 0))
+
+        def draw(purpose: str, step: int) -> Tensor:
+            return noise.normal(request.seed, purpose, unknown, step, shape)[None].to(self.device)
+
+        keep = prior.keep_mask(noise.uniform(request.seed, "keep", unknown, 0, shape)[None], float(request.p or 0))
+        anchor = known.latents[:, known.anchor : known.anchor + 1]
+        x = prior.start_latents(anchor, draw("start", 0), keep.to(self.device), self.schedule, int(timesteps[0]))
+
+        def predict(video: Tensor, t: int, given: Conditioning) -> Tensor:
+            if given.context_kv is None:
+                given.context_kv = self.unet.context_kv(given.text.context, given.image_tokens)
+            rows, frames = video.shape[:2]
+            out = self.unet(
+                video.flatten(0, 1).to(self.dtype),
+                torch.full((rows,), t, device=self.device),
+                given.context_kv,
+                num_frames=frames,
+                pooled=given.text.pooled,
+                size_ids=given.text.size_ids,
+                anchor=known.anchor,
+            )
+            return out.unflatten(0, (rows, frames))
+
+        model = guide(predict, conditions, join=None if self.guidance_in_turn else join)
+        with tqdm(total=len(timesteps), desc="denoising", unit="step", disable=not progress) as bar:
+            x = SAMPLERS[request.sampler](
+                known.wrap(model),
+                x,
+                self.schedule,
+                timesteps,
+                noise=lambda step: draw("sampler", step),
+                callback=lambda step, t, x: bar.update(),
+            )
+        return known.insert(x)
+
+    def decode(self, latents: Tensor, progress: bool = False) -> Tensor:
+        """(1, F, C, h, w) -> pixels (F, 3, H, W) float32 in [-1, 1] on the CPU, a few frames at a time."""
+        out = []
+        with tqdm(total=latents.shape[1], desc="decoding", unit="frame", disable=not progress) as bar:
+            for chunk in latents[0].split(self.decode_chunk):
+                out.append(self.vae.decode(chunk.to(self.dtype)).float().clamp(-1, 1).cpu())
+                bar.update(len(chunk))
+        return torch.cat(out)
+
+    # -- what the steps are made of --------------------------------------------------------------------------------
+
+    def encode_text(self, prompt: str) -> TextConditioning:
+        """The text encoder's last hidden state, after its final norm."""
+        ids = self.tokenizer.encode(prompt).to(self.device)
+        return TextConditioning(self.text_encoder(ids).last_hidden_state)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """CLIP's normalised pixels (N, 3, S, S) -> image tokens (N, M, C) of the Content-Adapter."""
+        seen = self.image_encoder(pixels.to(self.device, self.dtype))
+        # the resampler reads the patches before CLIP's last layer, the linear projection the picture's embedding
+        return self.image_projection(seen.hidden_states[-2] if self.image_config.kind == "plus" else seen.image_embeds)
+
+
+def join(parts: Sequence[Conditioning]) -> Conditioning:
+    """One conditioning whose rows are those of all parts, the first part's first."""
+
+    def rows(name: str) -> Tensor | None:
+        tensors = [getattr(part.text, name) for part in parts]
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    text = TextConditioning(torch.cat([part.text.context for part in parts]), rows("pooled"), rows("size_ids"))
+    return Conditioning(text, torch.cat([part.image_tokens for part in parts]))
+
+
+def _size(request: Request) -> tuple[int, int]:
+    return int(request.height or 0), int(request.width or 0)
+
+
+def _describe(image: Picture | str | Path, pixels: Picture) -> dict[str, Any]:
+    """The picture's name, size and the sha256 of its decoded pixels, by which a later run knows it again."""
+    return {
+        "file": str(image) if isinstance(image, (str, Path)) else None,
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "sha256": hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest(),
+    }

@@ -1,0 +1,60 @@
+"""A video made again from the settings inside its own file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from i2v.config import ConfigError
+from i2v.video import read_settings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a video file tells of its making; `settings` is `pipeline.Result.settings`."""
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    def flags(self) -> dict[str, Any]:
+        """Values for the command line: every recorded number, the preset, device and dtype, and the picture."""
+        made = self.settings
+        return {**made["request"], "image": self.picture(), **{k: made[k] for k in ("preset", "device", "dtype")}}
+
+    def picture(self) -> str | None:
+        """The picture's path, as it was given then or lying beside the video; None where it is not there any more."""
+        name = self.settings["picture"].get("file")
+        if not name:
+            return None
+        found = [path for path in (Path(name), self.path.parent / Path(name).name) if path.is_file()]
+        return str(found[0]) if found else None
+
+    def differences(self, now: Mapping[str, Any]) -> list[str]:
+        """What of a new run's settings makes another video than the recorded ones: one line for each, empty if none."""
+        was = self.settings
+        lines = []
+        if was["picture"]["sha256"] != now["picture"]["sha256"]:
+            lines.append("the picture's pixels are others")
+        for name in sorted(was["weights"].keys() | now["weights"].keys()):
+            old, new = (made["weights"].get(name, {}).get("sha256", "absent") for made in (was, now))
+            if old != new:
+                lines.append(f"the weights of {name} are others: sha256 {old[:12]} then, {new[:12]} now")
+        for name in sorted(was["request"].keys() | now["request"].keys()):
+            if was["request"].get(name) != now["request"].get(name):
+                lines.append(f"{name} was {was['request'].get(name)!r}, is {now['request'].get(name)!r}")
+        for name, old in {**was["versions"], "device": was["device"], "dtype": was["dtype"]}.items():
+            new = now["versions"].get(name, now.get(name))
+            if old != new:
+                lines.append(f"{name} was {old}, is {new}; the last bits may differ")
+        return lines
+
+
+def recipe(path: Path) -> Recipe:
+    """The settings inside a video (or in the .json beside it); raises ConfigError where there are none of ours."""
+    settings = read_settings(path)
+    missing = {"request", "preset", "picture", "weights", "versions", "device", "dtype"} - settings.keys()
+    if missing:
+        raise ConfigError(f"--from {path}: this file was not made by sample.py, it lacks {', '.join(sorted(missing))}")
+    return Recipe(path, settings)

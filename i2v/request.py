@@ -1,0 +1,107 @@
+"""What one video is made with: the settings that decide its pixels, from the user's words to final numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from i2v.config import ConfigError, flag
+from i2v.picture import Fit, choose_size, released_size
+from i2v.presets import Preset
+
+Sampler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]
+FirstFrame = Literal["vae", "exact"]
+Posterior = Literal["mode", "sample"]
+UnconditionalImage = Literal["zero-pixels", "same"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Settings of one video. None stands for the preset's value; `resolved` puts it in."""
+
+    prompt: str = flag("", "what the video shows and how it moves", "-p", "--text")
+    negative_prompt: str = flag("", "what it must not show", "-n", "--neg-prompt", "--n-prompt")
+    seed: int = flag(0, "same seed, same video", "--global-seed", "--random-seed", "--base-seed")
+    steps: int = flag(25, "denoising steps", "--num-inference-steps", "--ddim-steps", "--sample-steps",
+                      "--sampling-steps", "--infer-steps")  # fmt: skip
+    guidance_scale: float | None = flag(None, "how strongly the prompt acts; 1 or less: no guidance, half the time",
+                                        "--cfg", "--cfg-scale", "--guidance", "--scale")  # fmt: skip
+    num_frames: int | None = flag(None, "length in frames, the first is the picture", "-l", "--length", "--frames",
+                                  "--video-length", "--frame-num", "--video-frames", "--n-frames")  # fmt: skip
+    fps: int | None = flag(None, "frames per second of the file", "--frame-rate", "--save-fps")
+    height: int | None = flag(None, "pixels; not given: chosen from the picture's aspect", "-hs", "--H")
+    width: int | None = flag(None, "pixels; not given: chosen from the picture's aspect", "-ws", "--W")
+    fit: Fit = flag("cover", "cover: fill and crop the centre; released: the authors' rounding of both sides",
+                    "--resize-mode")  # fmt: skip
+    sampler: Sampler = flag("ddim", "the loop that integrates the noise away", "--scheduler", "--sampling-method")
+    t0: float | None = flag(None, "where denoising starts, in (0, 1]: lower keeps more of the picture, moves less")
+    p: float | None = flag(None, "share of the picture's detail kept in the start, 0 to 1 (Eq. 7)")
+    i2v_scale: float = flag(1.0, "strength of the I2V-Adapter, 0 switches it off")
+    ip_scale: float = flag(1.0, "strength of the picture's content tokens", "--ip-adapter-scale")
+    color_match: bool = flag(False, "match every frame's colours to the first, as released", "--colour-match")
+    first_frame: FirstFrame = flag("vae", "vae: frame 0 as the VAE draws it; exact: your pixels")
+    posterior: Posterior = flag("mode", "the picture's latents: the VAE's mean, or a draw as released")
+    unconditional_image: UnconditionalImage | None = flag(
+        None, "picture of the unguided half: a grey one as released, or the same, so that only the prompt is guided"
+    )
+
+    def resolved(self, preset: Preset, picture: tuple[int, int], max_frames: int, factor: int) -> Request:
+        """Every None replaced and every range checked, from what is known before any weight is read.
+
+        picture: (height, width) of the user's picture; max_frames: of the motion set; factor: pixels per latent.
+        Raises ConfigError that names the flag, what it was given and what it takes.
+        """
+        own = {
+            name: getattr(preset, name)
+            for name in ("guidance_scale", "num_frames", "fps", "t0", "p", "unconditional_image")
+            if getattr(self, name) is None
+        }
+        height, width = self._size(preset, picture)
+        full = dataclasses.replace(self, **own, height=height, width=width)
+        full._check(max_frames, factor)
+        return full
+
+    def _size(self, preset: Preset, picture: tuple[int, int]) -> tuple[int, int]:
+        if self.fit == "released":  # as released, height and width act through the smaller of the two alone
+            given = [side for side in (self.height, self.width) if side is not None]
+            side = min(given) if given else preset.side
+            return released_size(*picture, side)
+        if self.height is not None and self.width is not None:
+            return self.height, self.width
+        tall, wide = picture if preset.any_aspect else (1, 1)
+        step = preset.multiple
+        if self.height is not None:
+            return self.height, max(round(self.height * wide / tall / step), 1) * step
+        if self.width is not None:
+            return max(round(self.width * tall / wide / step), 1) * step, self.width
+        return choose_size(tall, wide, preset.side**2, step)
+
+    def _check(self, max_frames: int, factor: int) -> None:
+        for name, kinds in (("fit", Fit), ("sampler", Sampler), ("first_frame", FirstFrame), ("posterior", Posterior),
+                            ("unconditional_image", UnconditionalImage)):  # fmt: skip
+            if getattr(self, name) not in get_args(kinds):
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {get_args(kinds)}")
+        _within("--steps", self.steps, 1, 1000)
+        _within("--fps", self.fps, 1, 240)
+        _within("--p", self.p, 0, 1)
+        for name in ("guidance_scale", "i2v_scale", "ip_scale"):
+            _within("--" + name.replace("_", "-"), getattr(self, name), 0, 100)
+        if not 0 < (self.t0 or 0) <= 1:
+            raise ConfigError(f"--t0 {self.t0}: expected a number over 0, up to 1 (1 starts from full noise)")
+        if not 2 <= (self.num_frames or 0) <= max_frames:
+            raise ConfigError(
+                f"--num-frames {self.num_frames}: the motion modules of this model know 2 to {max_frames} frames"
+            )
+        for name in ("height", "width"):
+            side = getattr(self, name)
+            if side < factor or side % factor:
+                near = max(round(side / factor), 1) * factor
+                raise ConfigError(
+                    f"--{name} {side}: the VAE works in steps of {factor} pixels, take a multiple such as {near}"
+                )
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is None or not low <= value <= high:
+        raise ConfigError(f"{name} {value}: expected {low} to {high}")

@@ -1,0 +1,108 @@
+"""Picture and prompt -> video: `python sample.py --image cat.png --prompt "the cat moves left"`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from i2v import load, presets, replay
+from i2v.config import ConfigError, flag, from_command_line
+from i2v.request import Request
+from i2v.video import check_output, read_image, settings_beside, write_video
+
+
+@dataclass(frozen=True)
+class SampleConfig(Request):
+    """Make a video from a picture and a prompt."""
+
+    image: Path | None = flag(None, "the picture that the video begins with", "-i", "--first-frame-path",
+                              "--image-path", "--input", "--input-image", "--img")  # fmt: skip
+    output: Path | None = flag(None, "the video: .mp4, .gif, .webp or a folder of .png; not given: <image>_<seed>.mp4",
+                               "-o", "--out", "--output-path", "--save-path", "--save-file")  # fmt: skip
+    overwrite: bool = flag(False, "replace the output if it exists")
+    release: bool = flag(False, "every setting as in the authors' script, but for those that you give")
+    from_: Path | None = flag(None, "make this video again, from the settings inside it; other flags change them")
+    preset: str = flag("tiny", "the model", "--model")
+    weights: Path | None = flag(None, "a folder with weights of your own in place of the preset's")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag("auto", "number format of the networks",
+                                                                    "--precision")  # fmt: skip
+    decode_chunk: int = flag(8, "frames that the VAE decodes at once", "--decode-chunk-size")
+    guidance_in_turn: bool = flag(False, "run the two halves of guidance one after the other: less memory")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[SampleConfig, replay.Recipe | None]:
+    """The config, and the recipe of the video that `--from` names."""
+    cfg = from_command_line(SampleConfig, argv, "sample.py")
+    recipe = replay.recipe(cfg.from_) if cfg.from_ is not None else None
+    base = recipe.flags() if recipe else presets.released_settings() if cfg.release else {}
+    return (from_command_line(SampleConfig, argv, "sample.py", base) if base else cfg), recipe
+
+
+def output_of(cfg: SampleConfig, image: Path) -> Path:
+    """The given output, or <image>_<seed>.mp4 here, with the first free number appended where that exists."""
+    if cfg.output is not None:
+        return check_output(cfg.output, cfg.overwrite)
+    target = Path(f"{image.stem}_{cfg.seed}.mp4")
+    number = 1
+    while not cfg.overwrite and (target.exists() or settings_beside(target).exists()):
+        number += 1
+        target = Path(f"{image.stem}_{cfg.seed}_{number}.mp4")
+    return check_output(target, cfg.overwrite)
+
+
+def run(argv: Sequence[str] | None = None) -> Path:
+    """Everything that can be wrong is looked at before the weights are read; returns the video's path."""
+    cfg, recipe = parse(argv)
+    if cfg.image is None:
+        raise ConfigError("--image is missing: the picture that the video begins with" if recipe is None else
+                          f"{cfg.from_} was made from {recipe.settings['picture']['file']}, which is not there; "
+                          "give it with --image")  # fmt: skip
+    picture = read_image(cfg.image)
+    preset = presets.find(cfg.preset)
+    parts = load.headers(load.folder_of(preset, cfg.weights))
+    request = Request(**{f.name: getattr(cfg, f.name) for f in fields(Request)})
+    full = request.resolved(preset, picture.shape[:2], parts["motion"].config.max_frames, parts["vae"].config.factor)
+    output = output_of(cfg, cfg.image)
+
+    pipe = load.load(cfg.preset, cfg.device, cfg.dtype, cfg.weights)
+    pipe.decode_chunk, pipe.guidance_in_turn = cfg.decode_chunk, cfg.guidance_in_turn
+    print(f"{cfg.image} -> {full.num_frames} frames of {full.width}x{full.height}, seed {full.seed}, "
+          f"{preset.name} on {pipe.device.type}")  # fmt: skip
+    result = pipe.run(cfg.image, request, progress=True)
+    written = write_video(output, result.frames, result.fps, result.settings, overwrite=cfg.overwrite)
+    print(f"{written.path} ({written.codec})" + (f"; {written.note}" if written.note else ""))
+    if recipe is not None:
+        lines = recipe.differences(result.settings)
+        print("made as recorded" if not lines else "not as recorded:\n  " + "\n  ".join(lines))
+    return written.path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, 2 for a mistake that the user can put right, 130 for Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="sample.py: %(message)s")
+    try:
+        run(argv)
+    except KeyboardInterrupt:
+        print("sample.py: stopped, nothing was written", file=sys.stderr)
+        return 130
+    except torch.OutOfMemoryError:
+        return fail("out of memory; try --guidance-in-turn, --decode-chunk 1, fewer frames or a smaller size")
+    except (ValueError, OSError) as error:  # the errors that this project raises for what users gave
+        return fail(" ".join(str(error).split()))
+    return 0
+
+
+def fail(message: str) -> int:
+    print(f"sample.py: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
