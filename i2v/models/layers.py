@@ -1,0 +1,241 @@
+"""Building blocks of the UNet. Frames are folded into the batch, frame fastest: (B*F, C, h, w) or (B*F, h*w, C).
+
+Letters in shapes: B clips, F frames, N = B*F, L tokens (of a picture or of a text), C channels, R rows: B or N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ContextKV:
+    """Keys and values of every cross-attention, (R, L, C) each: computed once per run, not once per step.
+
+    Made by `UNet.context_kv` and accepted in place of `context`. It is stale once a weight changes or an adapter is added.
+    """
+
+    text: Mapping[nn.Module, KeysValues]  # by text cross-attention
+    image: Mapping[nn.Module, KeysValues]  # by IP-Adapter slot; empty without image tokens
+    rows: int  # B or B*F
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a block may look at besides its input. Built once per UNet call, never changed."""
+
+    temb: Tensor  # (R, D) embedded timestep, for SDXL with pooled text and sizes
+    context: ContextKV
+    num_frames: int
+    anchor: int  # index of the frame whose keys and values the I2V-Adapter shares; the first one in the paper
+
+
+def per_frame(x: Tensor, rows: int) -> Tensor:
+    """(R, ...) -> (rows, ...): what is given once per clip is repeated for its frames."""
+    return x if len(x) == rows else x.repeat_interleave(rows // len(x), dim=0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention, softmax(Q K^T / sqrt(d)) V in each head. Implements Eq. (3).
+
+    q (N, L, C); k, v (R, M, C) with R dividing N -> (N, L, C). N/R consecutive rows of q (the frames of a clip) share one
+    row of k and v: they are folded into the query length, so that neither keys nor values are repeated.
+    """
+    rows, n = len(k), len(q)
+    q = rearrange(q, "(r f) l (h d) -> r h (f l) d", r=rows, h=heads)
+    k, v = (rearrange(x, "r m (h d) -> r h m d", h=heads) for x in (k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "r h (f l) d -> (r f) l (h d)", f=n // rows)
+
+
+class CastLinear(nn.Linear):
+    """A linear layer that is kept in float32 for training and computes in the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Projections of one attention. `context_dim` is the width of what keys and values are made from, by default `dim`."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{dim} channels do not split into {heads} heads")
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def kv(self, context: Tensor) -> KeysValues:
+        """(R, M, context_dim) -> keys and values (R, M, C)."""
+        return self.to_k(context), self.to_v(context)
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q = X W_Q, K = X W_K, V = X W_V of self-attention, (N, L, C) each. Implements Eq. (4)."""
+        return self.to_q(x), *self.kv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Self-attention over the tokens of each row; (N, L, C) -> (N, L, C)."""
+        return self.to_out[0](attend(*self.qkv(x), self.heads))
+
+
+class GEGLU(nn.Module):
+    """Linear(x) * GELU(Linear(x))."""
+
+    def __init__(self, dim: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, inner * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width and back."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        # the middle entry stands where published files count a dropout
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, text cross-attention, feed-forward; (N, L, C) -> (N, L, C).
+
+    Slots, empty by default: `i2v_adapter` (i2v_adapter.py) and `ip_adapter` (ip_adapter.py).
+    """
+
+    i2v_adapter: nn.Module | None  # annotations only: a class attribute `= None` would hide the module put in the slot
+    ip_adapter: nn.Module | None
+
+    def __init__(self, dim: int, heads: int, context_dim: int):
+        super().__init__()
+        self.register_module("i2v_adapter", None)
+        self.register_module("ip_adapter", None)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, heads, context_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def self_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """Each frame attends to itself, W_O, plus to the anchor frame, W_O' (the adapter). Implements Eq. (6)."""
+        q, k, v = self.attn1.qkv(x)
+        out = self.attn1.to_out[0](attend(q, k, v, self.attn1.heads))
+        return out if self.i2v_adapter is None else out + self.i2v_adapter(x, k, v, cond)
+
+    def cross_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """Attends to the text and, with an IP-Adapter, to the image tokens: one query, one W_O, two sums."""
+        q = self.attn2.to_q(x)
+        out = attend(q, *cond.context.text[self.attn2], self.attn2.heads)
+        if self.ip_adapter is not None:
+            out = out + self.ip_adapter(q, *cond.context.image[self.ip_adapter])
+        return self.attn2.to_out[0](out)
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        x = x + self.self_attention(self.norm1(x), cond)
+        x = x + self.cross_attention(self.norm2(x), cond)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the h*w tokens of each frame, with a residual; (N, C, h, w) -> (N, C, h, w).
+
+    `linear_proj`: projections are linear layers (SDXL), otherwise 1x1 convolutions (SD1.5). The sum is the same.
+    """
+
+    def __init__(self, channels: int, heads: int, depth: int, context_dim: int, linear_proj: bool, groups: int):
+        super().__init__()
+        self.linear_proj = linear_proj
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear_proj else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(depth))
+        self.proj_out = nn.Linear(channels, channels) if linear_proj else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        residual, height = x, x.shape[-2]
+        x = self.norm(x)
+        if not self.linear_proj:
+            x = self.proj_in(x)
+        x = rearrange(x, "n c h w -> n (h w) c")
+        if self.linear_proj:
+            x = self.proj_in(x)
+        for block in self.transformer_blocks:
+            x = block(x, cond)
+        if self.linear_proj:
+            x = self.proj_out(x)
+        x = rearrange(x, "n (h w) c -> n c h w", h=height)
+        if not self.linear_proj:
+            x = self.proj_out(x)
+        return x + residual
+
+
+class FrameGroupNorm(nn.GroupNorm):
+    """GroupNorm whose statistics are those of each frame, or those of the whole clip.
+
+    Which of the two belongs to the motion set: see `MotionConfig`. Clips never mix.
+    """
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5, over_frames: bool = False):
+        super().__init__(groups, channels, eps=eps)
+        self.over_frames = over_frames
+
+    def forward(self, x: Tensor, num_frames: int = 1) -> Tensor:
+        if not self.over_frames or num_frames == 1:
+            return super().forward(x)
+        x = super().forward(rearrange(x, "(b f) c h w -> b c f h w", f=num_frames))
+        return rearrange(x, "b c f h w -> (b f) c h w")
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the timestep added in between, and a residual; (N, C, h, w) -> (N, C', h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, temb_dim: int, groups: int):
+        super().__init__()
+        self.norm1 = FrameGroupNorm(groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(temb_dim, out_channels)
+        self.norm2 = FrameGroupNorm(groups, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x, cond.num_frames)))
+        h = h + per_frame(self.time_emb_proj(F.silu(cond.temb)), len(h))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h, cond.num_frames)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nn.Module):
+    """Halves height and width, rounded up."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Grows to `size` (h, w), the one of the skip connection that waits: twice the input, or one less where that was odd."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))

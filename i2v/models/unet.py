@@ -1,0 +1,265 @@
+"""The Stable Diffusion UNet. One class; what differs between SD1.5, SDXL and the miniature is a field of `UNetConfig`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from i2v.models.layers import (
+    Conditioning,
+    ContextKV,
+    Downsample,
+    FrameGroupNorm,
+    ResBlock,
+    SpatialTransformer,
+    TransformerBlock,
+    Upsample,
+    per_frame,
+)
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a UNet. Per-level tuples start at the finest level."""
+
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]  # transformer blocks per attention, 0 = level without attention
+    heads: tuple[int, ...]
+    context_dim: int  # width of the text tokens
+    mid_depth: int = 1
+    layers: int = 2  # residual blocks per level, one more on the way up
+    linear_proj: bool = False
+    pooled_dim: int = 0  # width of SDXL's pooled text, which joins the time embedding; 0 = none
+    size_dim: int = 256  # features of each size number; only with pooled text
+    size_numbers: int = 6  # height and width, crop top and left, target height and width
+    latent_channels: int = 4
+    groups: int = 32  # of every group norm
+
+    def __post_init__(self) -> None:
+        if not len(self.channels) == len(self.depths) == len(self.heads):
+            raise ValueError(
+                "channels, depths and heads need one entry per level, "
+                f"got {self.channels}, {self.depths} and {self.heads}"
+            )
+        for width, heads in zip(self.channels, self.heads):
+            if width % heads or width % self.groups:
+                raise ValueError(f"{width} channels do not split into {heads} heads and {self.groups} groups")
+
+
+SD15 = UNetConfig(channels=(320, 640, 1280, 1280), depths=(1, 1, 1, 0), heads=(8, 8, 8, 8), context_dim=768)
+SDXL = UNetConfig(
+    channels=(320, 640, 1280),
+    depths=(0, 2, 10),
+    heads=(5, 10, 20),
+    context_dim=2048,
+    mid_depth=10,
+    linear_proj=True,
+    pooled_dim=1280,
+)
+
+
+def sinusoid(t: Tensor, dim: int) -> Tensor:
+    """(R,) -> (R, dim) float32, cosines first."""
+    exponent = torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2)
+    angle = t.float()[:, None] * torch.exp(-math.log(10000) * exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers with SiLU; (R, in_dim) -> (R, out_dim)."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, out_dim)
+        self.linear_2 = nn.Linear(out_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class Level(nn.Module):
+    """One resolution: a few layers of ResBlock, SpatialTransformer, motion slot; the resampler is put in by the UNet."""
+
+    def __init__(self, widths: Sequence[tuple[int, int]], temb_dim: int, cfg: UNetConfig, level: int):
+        """`widths`: (in, out) channels of each layer; `level`: index into the tuples of `cfg`."""
+        super().__init__()
+        out, depth = cfg.channels[level], cfg.depths[level]
+        self.resnets = nn.ModuleList(ResBlock(i, o, temb_dim, cfg.groups) for i, o in widths)
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(out, cfg.heads[level], depth, cfg.context_dim, cfg.linear_proj, cfg.groups)
+            for _ in widths
+            if depth
+        )
+        self.motion_modules = nn.ModuleList()  # filled by motion.add_motion_modules
+
+    def layer(self, i: int, x: Tensor, cond: Conditioning) -> Tensor:
+        """The i-th layer; (N, C, h, w) -> (N, C', h, w)."""
+        x = self.resnets[i](x, cond)
+        if self.attentions:
+            x = self.attentions[i](x, cond)
+        if self.motion_modules:
+            x = self.motion_modules[i](x, cond)
+        return x
+
+
+class MidBlock(nn.Module):
+    """The coarsest resolution: ResBlock, SpatialTransformer, motion slot (v2), ResBlock."""
+
+    def __init__(self, temb_dim: int, cfg: UNetConfig):
+        super().__init__()
+        width = cfg.channels[-1]
+        self.resnets = nn.ModuleList(ResBlock(width, width, temb_dim, cfg.groups) for _ in range(2))
+        self.attentions = nn.ModuleList(
+            [SpatialTransformer(width, cfg.heads[-1], cfg.mid_depth, cfg.context_dim, cfg.linear_proj, cfg.groups)]
+        )
+        self.motion_modules = nn.ModuleList()
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, cond), cond)
+        for motion in self.motion_modules:
+            x = motion(x, cond)
+        return self.resnets[1](x, cond)
+
+
+class UNet(nn.Module):
+    """Predicts noise (or what the schedule says) for frames folded into the batch. Parameter names are diffusers'."""
+
+    def __init__(self, cfg: UNetConfig):
+        super().__init__()
+        self.cfg = cfg
+        ch, last = cfg.channels, len(cfg.channels) - 1
+        temb = ch[0] * 4
+        self.time_embedding = TimeEmbedding(ch[0], temb)
+        sizes = cfg.size_numbers * cfg.size_dim
+        self.add_embedding = TimeEmbedding(cfg.pooled_dim + sizes, temb) if cfg.pooled_dim else None
+        self.conv_in = nn.Conv2d(cfg.latent_channels, ch[0], 3, padding=1)
+
+        self.down_blocks, skips, width = nn.ModuleList(), [ch[0]], ch[0]
+        for i, out in enumerate(ch):
+            block = Level([(width if j == 0 else out, out) for j in range(cfg.layers)], temb, cfg, i)
+            block.downsamplers = nn.ModuleList([Downsample(out)] if i < last else [])
+            self.down_blocks.append(block)
+            skips += [out] * (cfg.layers + (i < last))
+            width = out
+
+        self.mid_block = MidBlock(temb, cfg)
+
+        self.up_blocks = nn.ModuleList()
+        for i, out in reversed(list(enumerate(ch))):
+            widths = []
+            for _ in range(cfg.layers + 1):
+                widths.append((width + skips.pop(), out))
+                width = out
+            block = Level(widths, temb, cfg, i)
+            block.upsamplers = nn.ModuleList([Upsample(out)] if i > 0 else [])
+            self.up_blocks.append(block)
+
+        self.conv_norm_out = FrameGroupNorm(cfg.groups, ch[0])
+        self.conv_out = nn.Conv2d(ch[0], cfg.latent_channels, 3, padding=1)
+
+    def context_kv(self, context: Tensor, image_tokens: Tensor | None = None) -> ContextKV:
+        """Keys and values of all cross-attentions, from text and image tokens that stay the same over a run.
+
+        context (R, L, C), image_tokens (R, M, C) or None; R is B (one per clip) or B*F (one per frame), each its own.
+        Raises ValueError where image tokens are missing (an IP-Adapter is there) or useless (none is).
+        """
+        blocks = [m for m in self.modules() if isinstance(m, TransformerBlock)]
+        slots = [b.ip_adapter for b in blocks if b.ip_adapter is not None]
+        if bool(slots) != (image_tokens is not None):
+            raise ValueError(
+                "this UNet has an IP-Adapter: pass image_tokens (zeros for none), or call remove_ip_adapter first"
+                if slots
+                else "image_tokens given, but this UNet has no IP-Adapter: call add_ip_adapter first"
+            )
+        return ContextKV(
+            text={b.attn2: b.attn2.kv(context) for b in blocks},
+            image={s: s.kv(image_tokens) for s in slots},
+            rows=len(context),
+        )
+
+    def embed_time(self, timesteps: Tensor, pooled: Tensor | None, size_ids: Tensor | None) -> Tensor:
+        """timesteps (R,), pooled (R, P), size_ids (R, 6) -> (R, D)."""
+        dtype = self.conv_in.weight.dtype
+        temb = self.time_embedding(sinusoid(timesteps, self.cfg.channels[0]).to(dtype))
+        if self.add_embedding is None:
+            return temb
+        if pooled is None or size_ids is None:
+            raise ValueError(
+                f"this UNet adds pooled text and picture sizes to the timestep (SDXL): pass pooled (B, "
+                f"{self.cfg.pooled_dim}) and size_ids (B, {self.cfg.size_numbers})"
+            )
+        sizes = sinusoid(size_ids.flatten(), self.cfg.size_dim).reshape(len(size_ids), -1).to(dtype)
+        added = self.add_embedding(torch.cat([pooled, sizes], dim=-1))
+        rows = max(len(temb), len(added))
+        return per_frame(temb, rows) + per_frame(added, rows)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor | ContextKV,
+        *,
+        num_frames: int = 1,
+        image_tokens: Tensor | None = None,
+        pooled: Tensor | None = None,
+        size_ids: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
+        anchor: int = 0,
+    ) -> Tensor:
+        """Predict the noise; (B*F, C, h, w) -> (B*F, C, h, w).
+
+        latents: (B*F, C, h, w), scaled, frame fastest; any h and w. num_frames: F.
+        timesteps: (B,) or (B*F,), 0 to 999.
+        context, image_tokens: (B, L, C) or (B*F, L, C); a `ContextKV` stands for both.
+        pooled, size_ids: SDXL only, (B, P) and (B, 6), or B*F rows.
+        control: ControlNet residuals, one per skip connection, then one for the middle; B*F rows, or B for all frames.
+        anchor: the frame whose keys and values the I2V-Adapter shares.
+        Raises ValueError where row counts do not fit.
+        """
+        if num_frames < 1 or len(latents) % num_frames or not 0 <= anchor < num_frames:
+            raise ValueError(f"{len(latents)} latents are no clips of {num_frames} frames with anchor {anchor}")
+        if isinstance(context, ContextKV) and image_tokens is not None:
+            raise ValueError("pass image_tokens to context_kv: a ContextKV already holds their keys and values")
+        rows = {"timesteps": timesteps, "image_tokens": image_tokens, "pooled": pooled, "size_ids": size_ids}
+        counts = {name: len(x) for name, x in rows.items() if x is not None}
+        counts["context"] = context.rows if isinstance(context, ContextKV) else len(context)
+        for name, count in counts.items():
+            if count not in (len(latents) // num_frames, len(latents)):
+                raise ValueError(
+                    f"{name} has {count} rows, expected one per clip ({len(latents) // num_frames}) "
+                    f"or per frame ({len(latents)})"
+                )
+
+        kv = context if isinstance(context, ContextKV) else self.context_kv(context, image_tokens)
+        cond = Conditioning(self.embed_time(timesteps, pooled, size_ids), kv, num_frames, anchor)
+
+        x = self.conv_in(latents)
+        skips = [x]
+        for block in self.down_blocks:
+            for i in range(len(block.resnets)):
+                x = block.layer(i, x, cond)
+                skips.append(x)
+            for down in block.downsamplers:
+                x = down(x)
+                skips.append(x)
+
+        x = self.mid_block(x, cond)
+
+        if control is not None:
+            if len(control) != len(skips) + 1:
+                raise ValueError(f"control has {len(control)} tensors, expected {len(skips)} for the skips and the middle")
+            skips = [s + per_frame(c, len(s)) for s, c in zip(skips, control[:-1])]
+            x = x + per_frame(control[-1], len(x))
+
+        for block in self.up_blocks:
+            for i in range(len(block.resnets)):
+                x = block.layer(i, torch.cat([x, skips.pop()], dim=1), cond)
+            for up in block.upsamplers:
+                x = up(x, size=skips[-1].shape[-2:])
+
+        return self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
