@@ -23,6 +23,7 @@ from i2v.models.vae import VAE, VAEConfig
 from i2v.parts import PartFile, from_json, open_part, save_part
 from i2v.pipeline import I2VPipeline
 from i2v.presets import Preset, find
+from weights_convert.rules import check_shapes
 
 __all__ = ["headers", "load", "save_part"]
 
@@ -134,16 +135,7 @@ def _fill(
     wanted = {start + key: v for start, module in dotted.items() for key, v in module.state_dict().items()}
     if only is not None:
         wanted = {key: v for key, v in wanted.items() if key in only}
-    wrong = [f"lacks {key}" for key in wanted if key not in tensors]
-    wrong += [f"has no place for {key}" for key in tensors if key not in wanted]
-    wrong += [
-        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(v.shape)}"
-        for key, v in wanted.items()
-        if key in tensors and tensors[key].shape != v.shape
-    ]
-    if wrong:
-        rest = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ConfigError(f"{path} does not fit the configs: {'; '.join(wrong[:3])}{rest}")
+    check_shapes(wanted, tensors, str(path))
     for start, module in dotted.items():
         placed = {
             key: tensors[start + key].to(device, dtype if tensors[start + key].is_floating_point() else None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from i2v.config import ConfigError
+from weights_convert import files
 
 C = TypeVar("C")
 
@@ -36,8 +35,7 @@ class PartFile:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything in the file, on the CPU, in the stored format."""
-        with safe_open(self.path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        return files.read(self.path)[0]
 
     def sha256(self) -> str:
         """Of the whole file, in hexadecimal."""
@@ -68,15 +66,7 @@ def save_part(
         raise ValueError(f"{path}: {len(bad)} tensors would hold infinities or NaN as {dtype}, first {bad[0]}")
     facts = {"family": family, "part": path.stem, "config": config, **metadata}
     header = {k: v if isinstance(v, str) else json.dumps(_plain(v)) for k, v in facts.items() if v is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, aside, header)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    files.write(path, tensors, header)
     return path
 
 

@@ -26,8 +26,9 @@ from i2v.diffusion.schedule import Schedule
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
 from i2v.models.ip_adapter import IPAdapterConfig
+from i2v.models.layers import ContextKV
 from i2v.models.tokenizer import Tokenizer
-from i2v.models.unet import ContextKV, UNet
+from i2v.models.unet import UNet
 from i2v.models.vae import VAE
 from i2v.presets import Preset
 from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage
@@ -48,8 +49,8 @@ class TextConditioning:
 
 
 @dataclass
-class Conditioning:
-    """What stays the same over a run, for one or more rows of a batch.
+class Encoded:
+    """Prompt and picture as the UNet reads them, for one or more rows of a batch.
 
     `context_kv`, the keys and values of all cross-attentions, is computed at the first step and kept.
     """
@@ -181,10 +182,10 @@ class I2VPipeline:
         # as released: zeros after normalisation, which is a picture of CLIP's mean colour
         other = tokens if request.unconditional_image == "same" else self.encode_image(torch.zeros_like(pixels))
         return [
-            Condition("negative", Conditioning(self.encode_text(request.negative_prompt), other)),
+            Condition("negative", Encoded(self.encode_text(request.negative_prompt), other)),
             Condition(
                 "positive",
-                Conditioning(self.encode_text(request.prompt), tokens),
+                Encoded(self.encode_text(request.prompt), tokens),
                 scale=float(request.guidance_scale or 0),
             ),
         ]
@@ -204,7 +205,7 @@ class I2VPipeline:
         anchor = known.latents[:, known.anchor : known.anchor + 1]
         x = prior.start_latents(anchor, draw("start", 0), keep.to(self.device), self.schedule, int(timesteps[0]))
 
-        def predict(video: Tensor, t: int, given: Conditioning) -> Tensor:
+        def predict(video: Tensor, t: int, given: Encoded) -> Tensor:
             if given.context_kv is None:
                 given.context_kv = self.unet.context_kv(given.text.context, given.image_tokens)
             rows, frames = video.shape[:2]
@@ -254,15 +255,15 @@ class I2VPipeline:
         return self.image_projection(seen.hidden_states[-2] if self.image_config.kind == "plus" else seen.image_embeds)
 
 
-def join(parts: Sequence[Conditioning]) -> Conditioning:
-    """One conditioning whose rows are those of all parts, the first part's first."""
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """One whose rows are those of all parts, the first part's first."""
 
     def rows(name: str) -> Tensor | None:
         tensors = [getattr(part.text, name) for part in parts]
         return None if tensors[0] is None else torch.cat(tensors)
 
     text = TextConditioning(torch.cat([part.text.context for part in parts]), rows("pooled"), rows("size_ids"))
-    return Conditioning(text, torch.cat([part.image_tokens for part in parts]))
+    return Encoded(text, torch.cat([part.image_tokens for part in parts]))
 
 
 def _size(request: Request) -> tuple[int, int]:
