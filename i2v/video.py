@@ -5,37 +5,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from i2v.media.animation import GIF_MAX_FPS, WEBP_MAX_SIDE, gif_bytes, webp_bytes
+from i2v.media.clip_file import VideoError, read_video
 from i2v.media.mp4 import write_mp4
 from i2v.media.output_file import (
+    FOLDER_SETTINGS,
     OutputError,
     OutputExists,
-    check_folder,
+    check_place,
     refuse_existing,
     whole_or_nothing,
-    write_whole,
 )
 from i2v.media.picture_file import PictureError, read_image
+from i2v.media.text_inside import gif_with_text, png_with_text, text_inside
 
-__all__ = ["OutputError", "OutputExists", "PictureError", "Written", "check_output", "read_image", "write_video"]
+__all__ = [
+    "OutputError",
+    "OutputExists",
+    "PictureError",
+    "SettingsError",
+    "VideoError",
+    "Written",
+    "check_output",
+    "read_image",
+    "read_settings",
+    "read_video",
+    "settings_beside",
+    "write_video",
+]
 
 log = logging.getLogger(__name__)
-ENDINGS = (".mp4",)
+ENDINGS = (".mp4", ".gif", ".webp", ".png")
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+class SettingsError(ValueError):
+    """No settings can be read from a file; the message is one line: which file, what is wrong, what to do."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_video` made: where, as what, and what had to be changed ("" when nothing)."""
+    """What `write_video` made: where, as what, how many frames, and what to know about it ("" when nothing)."""
 
     path: Path
     codec: str
@@ -46,21 +70,25 @@ class Written:
 def check_output(path: str | Path, overwrite: bool = False) -> Path:
     """Checks before the long work that `write_video` will be able to write `path`; returns where it will be.
 
+    That is `path` itself, but for ".png" or no ending: frames go to a folder, name.png to the folder name.
     Raises ValueError for an unknown ending, `OutputExists` when something is there and `overwrite` is false,
     `OutputError` when its folder cannot be written to. The folder is made when it is missing.
     """
     target = Path(path)
-    if target.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{target}: unknown ending {target.suffix!r}; use one of {', '.join(ENDINGS)}")
-    refuse_existing(target, overwrite)
-    refuse_existing(settings_beside(target), overwrite)
-    check_folder(target.parent)
+    ending = target.suffix.lower()
+    if ending not in (*ENDINGS, ""):
+        raise ValueError(f"{target}: unknown ending {target.suffix!r}; use {', '.join(ENDINGS)} (a folder of frames)")
+    if ending == ".png":
+        target = target.with_suffix("")
+    for file in (target, settings_beside(target)):
+        refuse_existing(file, overwrite)
+    check_place(target)
     return target
 
 
 def settings_beside(target: Path) -> Path:
-    """Where the settings of the clip at `target` lie as a file of their own: clip.mp4.json beside clip.mp4."""
-    return target.with_name(target.name + ".json")
+    """Where settings lie as a file of their own: clip.mp4.json beside clip.mp4, settings.json in a folder of frames."""
+    return target.with_name(target.name + ".json") if target.suffix else target / FOLDER_SETTINGS
 
 
 def write_video(
@@ -71,27 +99,77 @@ def write_video(
     *,
     overwrite: bool = False,
 ) -> Written:
-    """Writes (F, H, W, 3) uint8 RGB frames; the ending chooses the format. Whole or not at all.
+    """Writes (F, H, W, 3) uint8 RGB frames; the ending chooses the format, see `check_output`. Whole or not at all.
 
     `settings` (whatever JSON holds) go into the file and into a .json beside it. An .mp4 has even sides only:
     an odd one is extended by repeating the last row or column, and the returned note says so.
     Raises ValueError for frames or settings that cannot be written, and what `check_output` raises.
     """
-    _check_frames(frames, fps)
-    target = check_output(path, overwrite)
+    _check_frames(frames, fps, Path(path).suffix.lower())
     text = None if settings is None else _to_json(settings)
-    even, note = _even_sides(frames)
-    with whole_or_nothing(target) as temporary:
-        codec = write_mp4(temporary, even, Fraction(fps).limit_denominator(1001), text)
+    target = check_output(path, overwrite)
+    is_folder, beside = not target.suffix, settings_beside(target)
+    with contextlib.ExitStack() as stack:  # left in reverse order: the clip takes its name first, then its settings
+        if text is not None and not is_folder:
+            stack.enter_context(whole_or_nothing(beside)).write_text(text, encoding="utf-8")
+        temporary = stack.enter_context(whole_or_nothing(target, folder=is_folder))
+        codec, note = _write(temporary, frames, Fraction(fps).limit_denominator(1001), text)
         refuse_existing(target, overwrite)  # somebody may have written there during the long work
-        _write_beside(target, text)
-    if codec == "VP9":
-        note = "; ".join(filter(None, ("PyAV is not installed (pip install av gives H.264)", note)))
+    if text is None and not is_folder:
+        beside.unlink(missing_ok=True)  # one left over from an older clip would describe the wrong one
     log.info("wrote %s: %d frames, %s%s", target, len(frames), codec, f" ({note})" if note else "")
     return Written(target, codec, len(frames), note)
 
 
-def _check_frames(frames: NDArray[np.uint8], fps: float) -> None:
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that `write_video` kept: from inside the file, else from the .json beside it (or given itself).
+
+    Raises `SettingsError` when there are none.
+    """
+    path = Path(path)
+    try:
+        inside = None if path.is_dir() or path.suffix.lower() == ".json" else text_inside(path.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    found = None if inside is None else _from_json(inside)
+    if found is not None:
+        return found
+    beside = path if path.suffix.lower() == ".json" else path / FOLDER_SETTINGS if path.is_dir() else None
+    beside = beside or settings_beside(path)
+    try:
+        found = _from_json(beside.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        found = None
+    if found is None:
+        where = "" if beside == path else f", neither inside nor in {beside.name}"
+        raise SettingsError(f"{path}: holds no settings{where}; it was made elsewhere, or saved anew without them")
+    return found
+
+
+def _write(path: Path, frames: NDArray[np.uint8], fps: Fraction, text: str | None) -> tuple[str, str]:
+    """Writes the temporary file or folder; returns the codec's name and the note."""
+    ending = path.suffix.lower()
+    if ending == ".mp4":
+        even, note = _even_sides(frames)
+        codec = write_mp4(path, even, fps, text)
+        hint = "PyAV is not installed (pip install av gives H.264)" if codec == "VP9" else ""
+        return codec, "; ".join(filter(None, (hint, note)))
+    if ending == ".gif":
+        data, note = gif_bytes(frames, fps)
+        path.write_bytes(data if text is None else gif_with_text(data, text))
+        return "GIF", note
+    if ending == ".webp":
+        path.write_bytes(webp_bytes(frames, fps, text))
+        return "WebP", ""
+    for index, frame in enumerate(frames):
+        data = cv2.imencode(".png", frame[..., ::-1])[1].tobytes()
+        (path / f"frame_{index:04d}.png").write_bytes(data if text is None else png_with_text(data, text))
+    if text is not None:
+        (path / FOLDER_SETTINGS).write_text(text, encoding="utf-8")
+    return "PNG", ""
+
+
+def _check_frames(frames: NDArray[np.uint8], fps: float, ending: str) -> None:
     if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         got = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
         raise ValueError(f"frames are {got}; expected a uint8 array (F, H, W, 3), see i2v.picture.to_uint8")
@@ -99,6 +177,10 @@ def _check_frames(frames: NDArray[np.uint8], fps: float) -> None:
         raise ValueError(f"frames have the shape {frames.shape}: there is nothing to write")
     if not 0.01 <= fps <= 1000:
         raise ValueError(f"fps is {fps}; give frames per second between 0.01 and 1000")
+    if ending == ".gif" and fps > GIF_MAX_FPS:
+        raise ValueError(f"fps is {fps}; a GIF shows at most {GIF_MAX_FPS}: give a lower fps or write .mp4")
+    if ending == ".webp" and max(frames.shape[1:3]) > WEBP_MAX_SIDE:
+        raise ValueError(f"frames are {frames.shape[2]}x{frames.shape[1]}; WebP holds {WEBP_MAX_SIDE} a side")
 
 
 def _even_sides(frames: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:
@@ -111,14 +193,17 @@ def _even_sides(frames: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:
 
 def _to_json(settings: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(settings), ensure_ascii=False, indent=1, allow_nan=False)
+        text = json.dumps(dict(settings), ensure_ascii=False, indent=1, allow_nan=False)
+        # a prompt typed in another encoding than the terminal's holds halves of characters: those are escaped
+        return json.dumps(dict(settings), indent=1) if _HALVES.search(text) else text
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings cannot be stored as JSON: {error}") from error
 
 
-def _write_beside(target: Path, text: str | None) -> None:
-    """The .json beside; one left over from an older clip is removed, for it would describe the wrong one."""
-    if text is None:
-        settings_beside(target).unlink(missing_ok=True)
-    else:
-        write_whole(settings_beside(target), text.encode())
+def _from_json(text: str) -> dict[str, Any] | None:
+    """The dict in `text`; None when it is another program's comment."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -37,17 +37,16 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         raise OutputExists(f"{target} already exists; name another file or give --overwrite")
 
 
-def check_folder(folder: Path) -> None:
-    """Makes `folder` where it is missing and tries to write into it. Raises `OutputError` when that fails."""
+def check_place(target: Path) -> None:
+    """Makes the folder of `target` where it is missing and tries a file there. Raises `OutputError` when that fails."""
+    folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0")
-            probe.flush()
+        _temporary(target, folder=False).unlink()
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"{folder} is not a folder; name another place for the output") from error
     except OSError as error:
-        raise OutputError(f"cannot write into {folder} ({error.strerror}); name another place") from error
+        raise OutputError(f"cannot write {target} ({error.strerror}); name another place for the output") from error
 
 
 @contextlib.contextmanager

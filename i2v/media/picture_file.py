@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2v.media.picture_header import BrokenPicture, Header, read_header
+from i2v.media.quiet import quiet_opencv
 
 MIN_SIDE = 16  # less than two latent pixels of an 8x autoencoder holds nothing to animate
 MAX_SIDE = 16_384  # twice 8K; past this a file is a mistake or a decompression bomb
 MAX_PIXELS = 200_000_000  # the largest phone cameras; 0.6 GB once decoded
+MAX_BYTES = 1 << 30  # no picture within the limits above is larger
 READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PNM or AVIF"
 
 
@@ -55,7 +57,11 @@ def turn_upright(picture: NDArray[np.uint8], orientation: int) -> NDArray[np.uin
 def _bytes_of(path: Path) -> bytes:
     if path.is_dir():
         raise PictureError(f"{path}: is a folder; give one picture file")
+    if path.exists() and not path.is_file():
+        raise PictureError(f"{path}: is not an ordinary file; give a picture file")
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise PictureError(f"{path}: is larger than {MAX_BYTES >> 20} MiB; give a picture")
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise PictureError(f"{path}: no such file; check the path (the current folder is {Path.cwd()})") from error
@@ -98,7 +104,8 @@ def _check_size(path: Path, header: Header) -> None:
 def _decode(path: Path, data: bytes, header: Header) -> NDArray[np.generic]:
     flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        with quiet_opencv():
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise PictureError(f"{path}: the {header.kind} file cannot be decoded ({error.err}); save it anew") from error
     if picture is None:
