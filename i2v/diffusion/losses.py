@@ -35,11 +35,10 @@ def denoising_loss(prediction: Tensor, target: Tensor, known: Tensor | None = No
             f"known: expected bool of shape ({frames},) or ({clips}, {frames}), got "
             f"{known.dtype} of shape {tuple(known.shape)}"
         )
-    unknown = (~known).to(per_frame).expand(clips, frames)
-    count = unknown.sum(dim=1)
-    if bool((count == 0).any()):
+    if bool(known.all(dim=-1).any()):
         raise ValueError("every frame of a clip is known: nothing is left to predict")
-    return (per_frame * unknown).sum(dim=1) / count
+    unknown = (~known).to(per_frame).expand(clips, frames)
+    return (per_frame * unknown).sum(dim=1) / unknown.sum(dim=1)
 
 
 def min_snr_weight(schedule: Schedule, t: Tensor, gamma: float = 5.0) -> Tensor:

@@ -135,10 +135,8 @@ class Schedule:
         if not isinstance(t, Tensor):
             if t >= self.num_train_timesteps:
                 raise ValueError(f"timestep {t}: expected at most {self.num_train_timesteps - 1}")
-            return table[max(t, -1)].clone()
-        # Entry -1 of the table is the end of sampling.
-        index = t.to(torch.int64).clamp(min=-1)
-        return table.to(t.device)[index % table.numel()]
+            return table[max(t, -1) + 1].clone()
+        return table.to(t.device)[t.long().clamp(min=-1) + 1]
 
     def _shares(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) on x's device, with trailing axes of length 1 so that they multiply x."""
@@ -150,7 +148,7 @@ class Schedule:
 
 @lru_cache(maxsize=64)
 def _tables(schedule: Schedule) -> Tensor:
-    """float32 (2, T + 1): rows alpha_t and sigma_t; the additional last entry is the end of sampling."""
+    """float32 (2, T + 1): rows alpha_t and sigma_t, entry t + 1 for timestep t; entry 0 is the end of sampling."""
     start, end, total = schedule.beta_start, schedule.beta_end, schedule.num_train_timesteps
     # The product is formed in float32, as in every published scheduler: networks were trained on those very values.
     if schedule.kind == "linear":
@@ -162,7 +160,7 @@ def _tables(schedule: Schedule) -> Tensor:
         root = alphas_cumprod.sqrt()
         alphas_cumprod = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
     final = torch.ones_like(alphas_cumprod[:1]) if schedule.final_alpha_one else alphas_cumprod[:1]
-    alphas_cumprod = torch.cat([alphas_cumprod, final])
+    alphas_cumprod = torch.cat([final, alphas_cumprod])
     return torch.stack([alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()]).float()
 
 
