@@ -94,7 +94,7 @@ def is_subcommand(rest: list[str]) -> bool:
 
 @pytest.mark.parametrize(
     "page, command",
-    [pytest.param(p, c, id=f"{p.name}: {c}"[:90]) for p in PAGES for c in dict.fromkeys(commands(p.read_text("utf-8")))],
+    [pytest.param(p, c, id=f"{p.name}: {c}"[:90]) for p in PAGES for c in commands(p.read_text("utf-8"))],
 )
 def test_command(page: Path, command: str) -> None:
     check(command)
