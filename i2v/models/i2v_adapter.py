@@ -14,8 +14,8 @@ from i2v.models.unet import UNet
 class FirstFrameAttention(nn.Module):
     """Every frame queries the anchor frame (the first one); the result is the second term of Eq. (6).
 
-    to_q is W_Q', a copy of the frozen W_Q at the start. to_out is W_O', weight and bias zero at the start: a fresh adapter
-    changes nothing. There is no W_K and no W_V: keys and values are those that the frozen self-attention has made.
+    to_q is W_Q', a copy of the frozen W_Q at the start. to_out is W_O', weight and bias zero at the start: a fresh
+    adapter changes nothing. There is no W_K, no W_V: keys and values are those that the frozen self-attention made.
     `scale` multiplies the result; 1 is the paper, 0 its ablation (Table 3).
     """
 

@@ -66,6 +66,19 @@ class PerceiverAttention(nn.Module):
         return self.to_out(attend(self.to_q(latents), k, v, self.heads))
 
 
+class ResamplerLayer(nn.ModuleList):
+    """Attention and feed-forward, each with a residual; features (B, P, D), latents (B, M, D) -> (B, M, D)."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int):
+        widen, narrow = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+        feed_forward = nn.Sequential(nn.LayerNorm(dim), widen, nn.GELU(), narrow)
+        super().__init__([PerceiverAttention(dim, heads, head_dim), feed_forward])
+
+    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
+        latents = latents + self[0](features, latents)
+        return latents + self[1](latents)
+
+
 class Resampler(nn.Module):
     """Learned latents gather what the CLIP patches hold; image features (B, P, D) -> tokens (B, M, C)."""
 
@@ -75,31 +88,21 @@ class Resampler(nn.Module):
         self.latents = nn.Parameter(torch.empty(1, cfg.tokens, dim))
         nn.init.normal_(self.latents, std=dim**-0.5)
         self.proj_in = nn.Linear(cfg.image_dim, dim)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(dim, cfg.heads, cfg.head_dim), _feed_forward(dim)])
-            for _ in range(cfg.depth)
-        )
+        self.layers = nn.ModuleList(ResamplerLayer(dim, cfg.heads, cfg.head_dim) for _ in range(cfg.depth))
         self.proj_out = nn.Linear(dim, cfg.context_dim)
         self.norm_out = nn.LayerNorm(cfg.context_dim)
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.proj_in(features)
         latents = self.latents.to(features.dtype).expand(len(features), -1, -1)
-        for attention, feed_forward in self.layers:
-            latents = latents + attention(features, latents)
-            latents = latents + feed_forward(latents)
+        for layer in self.layers:
+            latents = layer(features, latents)
         return self.norm_out(self.proj_out(latents))
-
-
-def _feed_forward(dim: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False)
-    )
 
 
 def image_projection(cfg: IPAdapterConfig) -> ImageProjection | Resampler:
     """The projection that `cfg.kind` names."""
-    kinds = {"linear": ImageProjection, "plus": Resampler}
+    kinds: dict[str, type[ImageProjection | Resampler]] = {"linear": ImageProjection, "plus": Resampler}
     if cfg.kind not in kinds:
         raise ValueError(f"no image projection of kind {cfg.kind!r}, there are {', '.join(kinds)}")
     return kinds[cfg.kind](cfg)

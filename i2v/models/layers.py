@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ KeysValues = tuple[Tensor, Tensor]
 class ContextKV:
     """Keys and values of every cross-attention, (R, L, C) each: computed once per run, not once per step.
 
-    Made by `UNet.context_kv` and accepted in place of `context`. It is stale once a weight changes or an adapter is added.
+    Made by `UNet.context_kv`, accepted in place of `context`. Stale once a weight changes or an adapter is added.
     """
 
     text: Mapping[nn.Module, KeysValues]  # by text cross-attention
@@ -45,13 +46,19 @@ def per_frame(x: Tensor, rows: int) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention, softmax(Q K^T / sqrt(d)) V in each head. Implements Eq. (3).
 
-    q (N, L, C); k, v (R, M, C) with R dividing N -> (N, L, C). N/R consecutive rows of q (the frames of a clip) share one
-    row of k and v: they are folded into the query length, so that neither keys nor values are repeated.
+    q (N, L, C); k, v (R, M, C) with R dividing N -> (N, L, C). N/R consecutive rows of q (the frames of a clip) share
+    one row of k and v: they are folded into the query length, so that neither keys nor values are repeated.
     """
     rows, n = len(k), len(q)
     q = rearrange(q, "(r f) l (h d) -> r h (f l) d", r=rows, h=heads)
     k, v = (rearrange(x, "r m (h d) -> r h m d", h=heads) for x in (k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "r h (f l) d -> (r f) l (h d)", f=n // rows)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        # PyTorch's bfloat16 kernel is slower here than its float32 one, the backward pass up to six times (torch 2.13)
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v)
+    return rearrange(out, "r h (f l) d -> (r f) l (h d)", f=n // rows)
 
 
 class CastLinear(nn.Linear):
@@ -62,7 +69,7 @@ class CastLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Projections of one attention. `context_dim` is the width of what keys and values are made from, by default `dim`."""
+    """Projections of one attention; `context_dim` is the width that keys and values are made from, by default `dim`."""
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None):
         super().__init__()
@@ -231,7 +238,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Grows to `size` (h, w), the one of the skip connection that waits: twice the input, or one less where that was odd."""
+    """Grows to `size` (h, w), that of the waiting skip connection: twice the input, or one less where that was odd."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,10 +1,11 @@
-"""The Stable Diffusion UNet. One class; what differs between SD1.5, SDXL and the miniature is a field of `UNetConfig`."""
+"""The Stable Diffusion UNet. One class: SD1.5, SDXL and the miniature differ by fields of `UNetConfig`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: a few layers of ResBlock, SpatialTransformer, motion slot; the resampler is put in by the UNet."""
+    """One resolution: a few layers of ResBlock, SpatialTransformer (unless its depth is 0) and motion slot."""
 
     def __init__(self, widths: Sequence[tuple[int, int]], temb_dim: int, cfg: UNetConfig, level: int):
         """`widths`: (in, out) channels of each layer; `level`: index into the tuples of `cfg`."""
@@ -104,6 +105,41 @@ class Level(nn.Module):
             x = self.attentions[i](x, cond)
         if self.motion_modules:
             x = self.motion_modules[i](x, cond)
+        return x
+
+
+class DownLevel(Level):
+    """A level on the way down; every level but the coarsest ends with a downsampler."""
+
+    def __init__(self, widths: Sequence[tuple[int, int]], temb_dim: int, cfg: UNetConfig, level: int):
+        super().__init__(widths, temb_dim, cfg, level)
+        out = cfg.channels[level]
+        self.downsamplers = nn.ModuleList([Downsample(out)] if level < len(cfg.channels) - 1 else [])
+
+    def forward(self, x: Tensor, cond: Conditioning) -> list[Tensor]:
+        """(N, C, h, w) -> what the skip connections keep: the state after each layer and after the downsampler."""
+        states = []
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, cond)
+            states.append(x)
+        for down in self.downsamplers:
+            states.append(down(x))
+        return states
+
+
+class UpLevel(Level):
+    """A level on the way up; every level but the finest ends with an upsampler."""
+
+    def __init__(self, widths: Sequence[tuple[int, int]], temb_dim: int, cfg: UNetConfig, level: int):
+        super().__init__(widths, temb_dim, cfg, level)
+        self.upsamplers = nn.ModuleList([Upsample(cfg.channels[level])] if level > 0 else [])
+
+    def forward(self, x: Tensor, skips: list[Tensor], cond: Conditioning) -> Tensor:
+        """(N, C, h, w) -> (N, C', h', w'). Takes its skip connections off the end of `skips`."""
+        for i in range(len(self.resnets)):
+            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), cond)
+        for up in self.upsamplers:
+            x = up(x, size=skips[-1].shape[-2:])
         return x
 
 
@@ -141,9 +177,8 @@ class UNet(nn.Module):
 
         self.down_blocks, skips, width = nn.ModuleList(), [ch[0]], ch[0]
         for i, out in enumerate(ch):
-            block = Level([(width if j == 0 else out, out) for j in range(cfg.layers)], temb, cfg, i)
-            block.downsamplers = nn.ModuleList([Downsample(out)] if i < last else [])
-            self.down_blocks.append(block)
+            widths = [(width if j == 0 else out, out) for j in range(cfg.layers)]
+            self.down_blocks.append(DownLevel(widths, temb, cfg, i))
             skips += [out] * (cfg.layers + (i < last))
             width = out
 
@@ -155,9 +190,7 @@ class UNet(nn.Module):
             for _ in range(cfg.layers + 1):
                 widths.append((width + skips.pop(), out))
                 width = out
-            block = Level(widths, temb, cfg, i)
-            block.upsamplers = nn.ModuleList([Upsample(out)] if i > 0 else [])
-            self.up_blocks.append(block)
+            self.up_blocks.append(UpLevel(widths, temb, cfg, i))
 
         self.conv_norm_out = FrameGroupNorm(cfg.groups, ch[0])
         self.conv_out = nn.Conv2d(ch[0], cfg.latent_channels, 3, padding=1)
@@ -169,7 +202,7 @@ class UNet(nn.Module):
         Raises ValueError where image tokens are missing (an IP-Adapter is there) or useless (none is).
         """
         blocks = [m for m in self.modules() if isinstance(m, TransformerBlock)]
-        slots = [b.ip_adapter for b in blocks if b.ip_adapter is not None]
+        slots: list[Any] = [b.ip_adapter for b in blocks if b.ip_adapter is not None]  # of a file that imports this one
         if bool(slots) != (image_tokens is not None):
             raise ValueError(
                 "this UNet has an IP-Adapter: pass image_tokens (zeros for none), or call remove_ip_adapter first"
@@ -238,28 +271,19 @@ class UNet(nn.Module):
         kv = context if isinstance(context, ContextKV) else self.context_kv(context, image_tokens)
         cond = Conditioning(self.embed_time(timesteps, pooled, size_ids), kv, num_frames, anchor)
 
-        x = self.conv_in(latents)
-        skips = [x]
+        skips = [self.conv_in(latents)]
         for block in self.down_blocks:
-            for i in range(len(block.resnets)):
-                x = block.layer(i, x, cond)
-                skips.append(x)
-            for down in block.downsamplers:
-                x = down(x)
-                skips.append(x)
+            skips += block(skips[-1], cond)
 
-        x = self.mid_block(x, cond)
+        x = self.mid_block(skips[-1], cond)
 
         if control is not None:
             if len(control) != len(skips) + 1:
-                raise ValueError(f"control has {len(control)} tensors, expected {len(skips)} for the skips and the middle")
-            skips = [s + per_frame(c, len(s)) for s, c in zip(skips, control[:-1])]
+                raise ValueError(f"control has {len(control)} tensors, expected {len(skips)} for the skips, 1 for mid")
+            skips = [s + per_frame(c, len(s)) for s, c in zip(skips, control)]
             x = x + per_frame(control[-1], len(x))
 
         for block in self.up_blocks:
-            for i in range(len(block.resnets)):
-                x = block.layer(i, torch.cat([x, skips.pop()], dim=1), cond)
-            for up in block.upsamplers:
-                x = up(x, size=skips[-1].shape[-2:])
+            x = block(x, skips, cond)
 
         return self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
