@@ -1,0 +1,261 @@
+"""The autoencoder between pixels and latents (Stable Diffusion's AutoencoderKL). Latents are always scaled here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from i2v.models.layers import attend
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of an autoencoder. `channels` starts at the finest level."""
+
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2  # residual blocks per level, one more in the decoder
+    latent_channels: int = 4
+    scaling_factor: float = 0.18215  # brings latents to about unit variance
+    pixel_channels: int = 3
+    groups: int = 32
+    patch: int = 1  # pixels folded into channels before the first convolution, unfolded after the last one
+    mid_attention: bool = True
+    quant_conv: bool = True  # 1x1 convolutions on both sides of the latents
+    float16_safe: bool = True  # False: activations overflow in float16, keep the weights in float32 or bfloat16
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, in height and in width."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+
+SD_VAE = VAEConfig()
+SDXL_VAE = VAEConfig(scaling_factor=0.13025, float16_safe=False)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """q(latents | picture): a normal distribution per element, in scaled units; both (N, C, h, w) float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + std * noise; `noise` is standard normal, one row per picture, or one row for all."""
+        return self.mean + self.std * noise.to(self.mean)
+
+    def mode(self) -> Tensor:
+        """The likeliest latents."""
+        return self.mean
+
+
+class VAEResBlock(nn.Module):
+    """Two convolutions and a residual; (N, C, H, W) -> (N, C', H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class VAEAttention(nn.Module):
+    """Self-attention of one head over all positions of a picture, with a residual; (N, C, h, w) -> (N, C, h, w)."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.group_norm(x), "n c h w -> n (h w) c")
+        out = attend(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), heads=1)
+        return x + rearrange(self.to_out[0](out), "n (h w) c -> n c h w", h=x.shape[-2])
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the coarsest level."""
+
+    def __init__(self, channels: int, groups: int, attention: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(VAEResBlock(channels, channels, groups) for _ in range(2))
+        self.attentions = nn.ModuleList([VAEAttention(channels, groups)] if attention else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x)
+
+
+class VAEDownsample(nn.Module):
+    """Halves height and width. Padded at the right and the bottom only, which keeps pixel 0 under latent 0."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class VAEUpsample(nn.Module):
+    """Doubles height and width."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class VAELevel(nn.Module):
+    """Residual blocks of one resolution, then the change to the next one; none after the last level."""
+
+    downsamplers: nn.ModuleList | None
+    upsamplers: nn.ModuleList | None
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(VAEResBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.register_module("downsamplers", None)
+        self.register_module("upsamplers", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        for change in self.downsamplers or self.upsamplers or ():
+            x = change(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pixels (N, 3, H, W) -> mean and log variance (N, 2 * latent_channels, h, w)."""
+
+    def __init__(self, cfg: VAEConfig):
+        super().__init__()
+        widths, last = cfg.channels, len(cfg.channels) - 1
+        self.patch = cfg.patch
+        self.conv_in = nn.Conv2d(cfg.pixel_channels * cfg.patch**2, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = VAELevel(widths[max(i - 1, 0)], width, cfg.layers, cfg.groups)
+            if i < last:
+                level.downsamplers = nn.ModuleList([VAEDownsample(width)])
+            self.down_blocks.append(level)
+        self.mid_block = MidBlock(widths[-1], cfg.groups, cfg.mid_attention)
+        self.conv_norm_out = nn.GroupNorm(cfg.groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * cfg.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch))
+        for level in self.down_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latents (N, latent_channels, h, w) -> pixels (N, 3, H, W)."""
+
+    def __init__(self, cfg: VAEConfig):
+        super().__init__()
+        widths, last = cfg.channels[::-1], len(cfg.channels) - 1
+        self.patch = cfg.patch
+        self.conv_in = nn.Conv2d(cfg.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], cfg.groups, cfg.mid_attention)
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = VAELevel(widths[max(i - 1, 0)], width, cfg.layers + 1, cfg.groups)
+            if i < last:
+                level.upsamplers = nn.ModuleList([VAEUpsample(width)])
+            self.up_blocks.append(level)
+        self.conv_norm_out = nn.GroupNorm(cfg.groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], cfg.pixel_channels * cfg.patch**2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for level in self.up_blocks:
+            x = level(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(x))), self.patch)
+
+
+class VAE(nn.Module):
+    """Autoencoder with diffusers' parameter names. It computes in its weights' dtype, whatever it is given."""
+
+    quant_conv: nn.Conv2d | None
+    post_quant_conv: nn.Conv2d | None
+
+    def __init__(self, cfg: VAEConfig = SD_VAE):
+        super().__init__()
+        self.cfg = cfg
+        latent = cfg.latent_channels
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
+        self.register_module("quant_conv", nn.Conv2d(2 * latent, 2 * latent, 1) if cfg.quant_conv else None)
+        self.register_module("post_quant_conv", nn.Conv2d(latent, latent, 1) if cfg.quant_conv else None)
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """RGB in [-1, 1], (N, 3, H, W) -> distribution of scaled latents (N, C, H / factor, W / factor).
+
+        Raises ValueError for sizes that are no multiple of `cfg.factor` and for weights in an unsafe dtype.
+        """
+        self._check(pixels, self.cfg.pixel_channels, "pixels")
+        if any(side % self.cfg.factor for side in pixels.shape[-2:]):
+            height, width = pixels.shape[-2:]
+            raise ValueError(f"pixels are {height}x{width}; resize them to multiples of {self.cfg.factor}")
+        moments = self.encoder(self._cast(pixels))
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        std = torch.exp(0.5 * log_variance.clamp(-30, 20))  # the clamp is part of the trained model
+        return Posterior(mean * self.cfg.scaling_factor, std * self.cfg.scaling_factor)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (N, C, h, w) -> RGB around [-1, 1], not clamped, (N, 3, h * factor, w * factor) float32.
+
+        Raises ValueError for a wrong shape and for weights in an unsafe dtype.
+        """
+        self._check(latents, self.cfg.latent_channels, "latents")
+        x = self._cast(latents.float() / self.cfg.scaling_factor)
+        if self.post_quant_conv is not None:
+            x = self.post_quant_conv(x)
+        return self.decoder(x).float()
+
+    def encode_video(self, pixels: Tensor, noise: Tensor | None = None, chunk: int = 8) -> Tensor:
+        """(B, F, 3, H, W) -> scaled latents (B, F, C, h, w): the mode, or a sample with `noise` of the latents' shape.
+
+        `chunk` frames are in memory at once; it does not change the result.
+        """
+        parts = [self.encode(part) for part in pixels.flatten(0, 1).split(chunk)]
+        posterior = Posterior(torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts]))
+        latents = posterior.mode() if noise is None else posterior.sample(noise.flatten(0, 1))
+        return latents.unflatten(0, pixels.shape[:2])
+
+    def decode_video(self, latents: Tensor, chunk: int = 8) -> Tensor:
+        """(B, F, C, h, w) -> (B, F, 3, H, W), not clamped, `chunk` frames at once."""
+        return torch.cat([self.decode(part) for part in latents.flatten(0, 1).split(chunk)]).unflatten(
+            0, latents.shape[:2]
+        )
+
+    def _check(self, x: Tensor, channels: int, what: str) -> None:
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"{what}: expected (N, {channels}, height, width), got {tuple(x.shape)}")
+        if not self.cfg.float16_safe and self.encoder.conv_in.weight.dtype == torch.float16:
+            raise ValueError("this VAE overflows in float16; load its weights in float32 or bfloat16")
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.encoder.conv_in.weight.dtype)
