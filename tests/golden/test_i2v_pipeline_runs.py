@@ -1,0 +1,150 @@
+"""Whole denoising runs of the released pipeline, by our network, guidance and sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from i2v.diffusion.first_frame import KnownFrames
+from i2v.diffusion.guidance import Condition, guide
+from i2v.diffusion.samplers import SAMPLERS
+from i2v.diffusion.schedule import ANIMATEDIFF_SD15
+from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.ip_adapter import add_ip_adapter
+from i2v.models.motion import MOTION_V1, add_motion_modules
+from i2v.models.unet import UNet, UNetConfig
+from weights_convert.layouts.official_i2v import full_unet
+from weights_convert.rules import convert, load_strict
+
+RUNS = ("blur_f16", "blur", "noblur", "iid", "lamp", "mixed", "progressive")
+TOLERANCE = 2e-3  # guidance amplifies rounding; the latents' deviation grows to 16
+PREDICTION = 2e-4  # of the network alone
+
+
+@pytest.fixture(scope="module")
+def unet(golden) -> UNet:
+    data = golden("i2v_unet_sd15")
+    config = UNetConfig(channels=(32, 64, 64, 64), depths=(1, 1, 1, 0), heads=(8, 8, 8, 8), context_dim=64)
+    network = UNet(config)
+    add_motion_modules(network, MOTION_V1)
+    add_ip_adapter(network)
+    add_i2v_adapter(network)
+    tensors, _ = convert(data.weights(), full_unet(config, MOTION_V1), "official_i2v", "i2v_unet_sd15")
+    load_strict(network, tensors, "i2v_unet_sd15")
+    return network.eval()
+
+
+def video(tensor: Tensor) -> Tensor:
+    """(..., C, F, h, w) as the reference stores it -> (..., F, C, h, w)."""
+    return tensor.transpose(-4, -3)
+
+
+def denoise(
+    data, unet: nn.Module, run: str, sampler: str = "ddim", anchor: int = 0, in_turn: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(videos after each step, the network's outputs in each call) from the stored start latents."""
+    about = data.meta["runs"][run]
+    start = video(data.outputs[f"{run}/start_latents"])
+    batch, frames = about["batch"], about["frames"]
+    known = KnownFrames.first(start[:, 0], frames)
+    outputs: list[Tensor] = []
+
+    def predict(x: Tensor, t: int, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        context, image_tokens = inputs
+        folded = unet(
+            x.flatten(0, 1),
+            torch.full((len(x),), t),
+            context,
+            image_tokens=image_tokens,
+            num_frames=frames,
+            anchor=anchor,
+        )
+        outputs.append(folded.unflatten(0, (len(x), frames)))
+        return outputs[-1]
+
+    given = {name: tensor[:batch] for name, tensor in data.inputs.items() if "embeds" in name}
+    conditions = [
+        Condition("negative", (given["prompt_embeds_negative"], given["image_embeds_uncond"])),
+        Condition("positive", (given["prompt_embeds"], given["image_embeds"]), data.meta["guidance_scale"]),
+    ]
+    join: Callable = lambda inputs: tuple(torch.cat(parts) for parts in zip(*inputs))  # noqa: E731
+    states: list[Tensor] = []
+    with torch.no_grad():
+        SAMPLERS[sampler](
+            known.wrap(guide(predict, conditions, join=None if in_turn else join)),
+            known.unknown(start),
+            ANIMATEDIFF_SD15,
+            ANIMATEDIFF_SD15.timesteps(data.meta["steps"]),
+            callback=lambda step, t, x: states.append(known.insert(x)),
+        )
+    return states, outputs
+
+
+def error(mine: list[Tensor], stored: Tensor) -> list[float]:
+    return [float((a - video(b)).abs().max()) for a, b in zip(mine, stored, strict=True)]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_step_of_every_run(golden, unet, run):
+    data = golden("i2v_pipeline")
+    states, outputs = denoise(data, unet, run)
+    assert max(error(states, data.outputs[f"{run}/latents_per_step"])) < TOLERANCE
+    assert error(outputs, data.outputs[f"{run}/unet_output"])[0] < PREDICTION
+    assert max(error(outputs, data.outputs[f"{run}/unet_output"])) < TOLERANCE
+    first = data.outputs[f"{run}/start_latents"][:, :, 0]
+    assert all(torch.equal(state[:, 0], first) for state in states)
+
+
+def test_conditions_in_turn_give_the_same(golden, unet):
+    data = golden("i2v_pipeline")
+    states, outputs = denoise(data, unet, "blur", in_turn=True)
+    assert len(outputs) == 2 * len(states)
+    assert max(error(states, data.outputs["blur/latents_per_step"])) < TOLERANCE
+
+
+def test_euler_is_the_same_sampler(golden, unet):
+    data = golden("i2v_pipeline")
+    states, _ = denoise(data, unet, "blur", sampler="euler")
+    assert max(error(states, data.outputs["blur/latents_per_step"])) < TOLERANCE
+
+
+class Faulty(nn.Module):
+    """The network with one thing wrong."""
+
+    def __init__(self, unet: nn.Module, fault: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.unet, self.fault = unet, fault
+
+    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor, **others: object) -> Tensor:
+        latents, timesteps = self.fault(latents, timesteps)
+        return self.unet(latents, timesteps, context, **others)
+
+
+def other_time_for_the_first_frame(latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    frames = len(latents) // len(timesteps)
+    each = timesteps.repeat_interleave(frames)
+    each[::frames] = 0
+    return latents, each
+
+
+def noise_on_the_first_frame(latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    frames = len(latents) // len(timesteps)
+    latents = latents.clone()
+    latents[::frames] = float(ANIMATEDIFF_SD15.alpha(int(timesteps[0]))) * latents[::frames]
+    return latents, timesteps
+
+
+@pytest.mark.parametrize("fault", [other_time_for_the_first_frame, noise_on_the_first_frame])
+def test_a_fault_is_seen(golden, unet, fault):
+    data = golden("i2v_pipeline")
+    states, _ = denoise(data, Faulty(unet, fault), "blur")
+    assert max(error(states, data.outputs["blur/latents_per_step"])) > 10 * TOLERANCE
+
+
+def test_another_anchor_is_seen(golden, unet):
+    data = golden("i2v_pipeline")
+    states, _ = denoise(data, unet, "blur", anchor=1)
+    assert max(error(states, data.outputs["blur/latents_per_step"])) > 10 * TOLERANCE
