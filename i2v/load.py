@@ -25,7 +25,7 @@ from i2v.pipeline import I2VPipeline
 from i2v.presets import Preset, find
 from weights_convert.rules import check_shapes
 
-__all__ = ["headers", "load", "save_part"]
+__all__ = ["PartFile", "header", "headers", "load", "save_part"]
 
 CONFIGS: dict[str, type | None] = {
     "vae": VAEConfig,
@@ -46,7 +46,14 @@ def headers(folder: Path) -> dict[str, PartFile]:
     missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; a model's folder holds one file per part")
-    return {name: open_part(folder / f"{name}.safetensors", config) for name, config in CONFIGS.items()}
+    return {name: header(folder / f"{name}.safetensors") for name in CONFIGS}
+
+
+def header(path: Path) -> PartFile:
+    """One part, no tensor read; the file's name says which part it is."""
+    if path.stem not in CONFIGS:
+        raise ConfigError(f"{path}: no part has this name; parts are {', '.join(CONFIGS)}")
+    return open_part(path, CONFIGS[path.stem])
 
 
 def folder_of(preset: Preset, folder: Path | None = None) -> Path:
@@ -72,10 +79,10 @@ def load(
     Raises ConfigError for a missing, damaged or unfitting file.
     """
     chosen = find(preset)
-    where = folder_of(chosen, folder)
-    parts = headers(where)
     place = pick_device(device)
     number = pick_dtype(dtype, place)
+    where = folder_of(chosen, folder)
+    parts = headers(where)
     with torch.device("meta"):
         vae = VAE(parts["vae"].config)
         text = CLIPTextModel(parts["text_encoder"].config)
@@ -88,7 +95,8 @@ def load(
         content = {CONTENT + path: module for path, module in add_ip_adapter(unet).items()}
     ours = parts["ip_adapter"].tensors()
     projected = {k.removeprefix(PROJECTION): ours.pop(k) for k in list(ours) if k.startswith(PROJECTION)}
-    _fill({"": vae}, parts["vae"].tensors(), parts["vae"].path, place, number)
+    safe = number if number != torch.float16 or parts["vae"].config.float16_safe else torch.float32
+    _fill({"": vae}, parts["vae"].tensors(), parts["vae"].path, place, safe)
     _fill({"": text}, parts["text_encoder"].tensors(), parts["text_encoder"].path, place, number)
     _fill({"": image}, parts["image_encoder"].tensors(), parts["image_encoder"].path, place, number)
     _fill({"": projection}, projected, parts["ip_adapter"].path, place, number)

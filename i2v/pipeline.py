@@ -163,11 +163,16 @@ class I2VPipeline:
         }
         return Result(frames, int(request.fps or 0), settings, drift)
 
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """The number format of the VAE, float32 where its activations overflow in the pipeline's."""
+        return next(self.vae.parameters()).dtype
+
     # -- the four steps ------------------------------------------------------------------------------------------
 
     def known_frames(self, fitted: Picture, request: Request) -> KnownFrames:
         """The fitted picture as clean latents: frame 0, the anchor of every other frame's attention."""
-        pixels = picture.to_tensor(fitted)[None].to(self.device, self.dtype)
+        pixels = picture.to_tensor(fitted)[None].to(self.device, self.vae_dtype)
         posterior = self.vae.encode(pixels)
         if request.posterior == "mode":
             latent = posterior.mode()
@@ -237,7 +242,7 @@ class I2VPipeline:
         out = []
         with tqdm(total=latents.shape[1], desc="decoding", unit="frame", disable=not progress) as bar:
             for chunk in latents[0].split(self.decode_chunk):
-                out.append(self.vae.decode(chunk.to(self.dtype)).float().clamp(-1, 1).cpu())
+                out.append(self.vae.decode(chunk.to(self.vae_dtype)).float().clamp(-1, 1).cpu())
                 bar.update(len(chunk))
         return torch.cat(out)
 
@@ -245,7 +250,7 @@ class I2VPipeline:
 
     def encode_text(self, prompt: str) -> TextConditioning:
         """The text encoder's last hidden state, after its final norm."""
-        ids = self.tokenizer.encode(prompt).to(self.device)
+        ids = self.tokenizer.encode(prompt, self.text_encoder.cfg.max_length).to(self.device)
         return TextConditioning(self.text_encoder(ids).last_hidden_state)
 
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -1,0 +1,256 @@
+"""sample.py as users meet it: its flags, other projects' names for them, every kind of bad input, replay, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import random_miniature
+
+import sample
+from i2v.video import read_settings, read_video
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("--steps", "2", "--num-frames", "3")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_miniature.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """sample.py in an empty folder with a picture; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    y, x = np.mgrid[0:80, 0:80]
+    cv2.imwrite("cat.png", np.stack([x * 3, y * 3, (x + y)], -1).astype(np.uint8))
+
+    def main(*argv: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = sample.main([*argv, *(() if "--weights" in argv else ("--weights", str(model)))])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return (code, *capsys.readouterr())
+
+    return main
+
+
+def files() -> set[str]:
+    return {p.name for p in Path.cwd().iterdir()} - {"cat.png"}
+
+
+def test_picture_and_prompt_are_enough(run: Run) -> None:
+    code, out, err = run("--image", "cat.png", "--prompt", "a red ball moves left", *QUICK)
+    assert code == 0 and "cat_0.mp4" in out and "Error" not in err
+    assert files() == {"cat_0.mp4", "cat_0.mp4.json"}
+    assert read_video(Path("cat_0.mp4")).shape == (3, 64, 64, 3)
+    settings = read_settings(Path("cat_0.mp4"))
+    assert settings == json.loads(Path("cat_0.mp4.json").read_text())
+    assert settings["request"]["prompt"] == "a red ball moves left" and settings["request"]["seed"] == 0
+    assert "denoising" in err and "decoding" in err
+
+
+def test_nothing_is_overwritten_unless_told(run: Run) -> None:
+    for _ in range(3):
+        assert run("--image", "cat.png", *QUICK)[0] == 0
+    assert {"cat_0.mp4", "cat_0_2.mp4", "cat_0_3.mp4"} <= files()
+    before = Path("cat_0.mp4").read_bytes()
+    code, _, err = run("--image", "cat.png", "--seed", "5", "--output", "cat_0.mp4", *QUICK)
+    assert code == 2 and "--overwrite" in err and Path("cat_0.mp4").read_bytes() == before
+    assert run("--image", "cat.png", "--seed", "5", "--output", "cat_0.mp4", "--overwrite", *QUICK)[0] == 0
+    assert read_settings(Path("cat_0.mp4"))["request"]["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [
+        (("--first_frame_path", "b.png"), "image", Path("b.png")),
+        (("-p", "x"), "prompt", "x"),
+        (("-hs", "72"), "height", 72),
+        (("-ws", "72"), "width", 72),
+        (("-l", "8"), "num_frames", 8),
+        (("--video_length", "8"), "num_frames", 8),
+        (("--frame-num", "8"), "num_frames", 8),
+        (("--cfg", "3"), "guidance_scale", 3.0),
+        (("--cfg-scale=3",), "guidance_scale", 3.0),
+        (("--guidance_scale", "3"), "guidance_scale", 3.0),
+        (("--num_inference_steps", "9"), "steps", 9),
+        (("--ddim-steps", "9"), "steps", 9),
+        (("--sample_steps", "9"), "steps", 9),
+        (("--n_prompt", "x"), "negative_prompt", "x"),
+        (("--neg_prompt", "x"), "negative_prompt", "x"),
+        (("--ip-adapter-scale", "0.5"), "ip_scale", 0.5),
+        (("-o", "x.mp4"), "output", Path("x.mp4")),
+    ],
+)
+def test_other_projects_flags(given: tuple[str, ...], field: str, value: object) -> None:
+    assert getattr(sample.parse(given)[0], field) == value
+
+
+def test_every_documented_flag_exists() -> None:
+    flags = (
+        "image prompt negative-prompt seed steps guidance-scale num-frames height width fit sampler t0 p i2v-scale "
+        "ip-scale color-match fps device dtype output overwrite first-frame release preset from config"
+    )
+    shown = subprocess.run([sys.executable, str(ROOT / "sample.py"), "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert not [flag for flag in flags.split() if f"--{flag}" not in shown.stdout]
+
+
+def test_release_sets_what_the_authors_script_does() -> None:
+    cfg, _ = sample.parse(["--release"])
+    assert (cfg.steps, cfg.guidance_scale, cfg.t0, cfg.p) == (25, 7.5, 1.0, 0.5)
+    assert (cfg.fit, cfg.posterior, cfg.unconditional_image) == ("released", "sample", "zero-pixels")
+    assert cfg.color_match and cfg.sampler == "ddim" and cfg.ip_scale == 1.0
+    assert sample.parse(["--release", "--steps", "10", "--no-color-match"])[0].steps == 10
+
+
+def test_config_file(run: Run) -> None:
+    Path("c.json").write_text(json.dumps({"image": "cat.png", "steps": 2, "num_frames": 3, "seed": 9}))
+    assert run("--config", "c.json")[0] == 0 and "cat_9.mp4" in files()
+
+
+def spoil(name: str) -> str:
+    """A file that only looks like a picture."""
+    good = Path("cat.png").read_bytes()
+    if name == "truncated.png":
+        Path(name).write_bytes(good[: len(good) // 2])
+    elif name == "text.png":
+        Path(name).write_text("this is a letter, not a picture\n")
+    elif name == "empty.png":
+        Path(name).touch()
+    elif name == "dot.png":
+        cv2.imwrite(name, np.zeros((1, 1, 3), np.uint8))
+    elif name == "huge.png":
+        cv2.imwrite(name, np.zeros((20_000, 20_000), np.uint8))
+    elif name == "folder.png":
+        Path(name).mkdir()
+    return name
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.png", "truncated.png", "text.png", "empty.png", "dot.png", "huge.png", "folder.png"]
+)
+def test_a_bad_picture_is_one_line_and_code_2(run: Run, name: str) -> None:
+    spoil(name)
+    code, _, err = run("--image", name)
+    assert code == 2 and err.startswith("sample.py: error: ") and err.count("\n") == 1 and name in err, err
+    assert not [f for f in files() if f.endswith((".mp4", ".json", ".tmp"))]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--image", "cat.png", "--height", "63", "--width", "64"), ["--height 63", "multiple"]),
+        (("--image", "cat.png", "--num-frames", "99"), ["--num-frames 99", "24"]),
+        (("--image", "cat.png", "--t0", "0"), ["--t0"]),
+        (("--image", "cat.png", "--p", "2"), ["--p"]),
+        (("--image", "cat.png", "--steps", "0"), ["--steps"]),
+        (("--image", "cat.png", "--step", "5"), ["did you mean --steps?"]),
+        (("--image", "cat.png", "--negative_promt", "x"), ["did you mean --negative-prompt?"]),
+        (("--image", "cat.png", "--sampler", "plms"), ["ddim"]),
+        (("--image", "cat.png", "--output", "clip.xyz"), [".xyz", ".mp4"]),
+        (("--image", "cat.png", "--output", "cat.png/clip.mp4"), ["cat.png"]),
+        (("--image", "cat.png", "--output", "/proc/clip.mp4"), ["/proc"]),
+        (("--image", "cat.png", "--preset", "i2v-sd15", "--weights", ""), ["i2v_module.pth"]),
+        (("--image", "cat.png", "--preset", "big"), ["tiny"]),
+        (("--image", "cat.png", "--weights", "nowhere"), ["nowhere", "unet.safetensors"]),
+        (("--image", "cat.png", "--device", "abacus"), ["abacus"]),
+        (("--prompt", "x"), ["--image"]),
+        (("--from", "none.mp4"), ["none.mp4"]),
+        (("--from", "cat.png"), ["cat.png"]),
+        (("cat.png",), ["cat.png"]),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(run: Run, argv: tuple[str, ...], words: list[str]) -> None:
+    if "" in argv:
+        argv = tuple(a for a in argv if a not in ("", "--weights"))
+        code, _, err = _without_weights(argv)
+    else:
+        code, _, err = run(*argv)
+    assert code == 2 and err.startswith("sample.py: error: ") and err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+    assert files() == set()
+
+
+def _without_weights(argv: tuple[str, ...]) -> tuple[int, str, str]:
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), *argv], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("prompt", ["", "ball " * 500 + "far end"])
+def test_empty_and_very_long_prompts(run: Run, prompt: str) -> None:
+    code, _, err = run("--image", "cat.png", "--prompt", prompt, *QUICK)
+    assert code == 0
+    assert ("far end" in err and "cut" in err) == bool(prompt)
+
+
+def test_bfloat16(run: Run) -> None:
+    assert run("--image", "cat.png", "--dtype", "bfloat16", *QUICK)[0] == 0
+    assert read_settings(Path("cat_0.mp4"))["dtype"] == "bfloat16"
+
+
+def test_a_video_is_made_again_from_its_own_file(run: Run, tmp_path: Path) -> None:
+    assert run("--image", "cat.png", "--prompt", "a cat", "--seed", "3", "--t0", "0.8", "--sampler", "euler_ancestral",
+               "--output", "one.mp4", *QUICK)[0] == 0  # fmt: skip
+    code, out, _ = run("--from", "one.mp4", "--output", "two.mp4")
+    assert code == 0 and "made as recorded" in out
+    assert np.array_equal(read_video(Path("one.mp4")), read_video(Path("two.mp4")))
+    assert read_settings(Path("one.mp4")) == read_settings(Path("two.mp4"))
+    assert Path("one.mp4").read_bytes() == Path("two.mp4").read_bytes()
+    code, out, _ = run("--from", "one.mp4", "--seed", "4", "--output", "three.mp4")
+    assert code == 0 and "seed was 3, is 4" in out
+    other = random_miniature.write(tmp_path / "other", seed=1)
+    code, out, _ = run("--from", "one.mp4", "--output", "four.mp4", "--weights", str(other))
+    assert code == 0 and "weights of unet are others" in out and "not as recorded" in out
+    assert not np.array_equal(read_video(Path("one.mp4")), read_video(Path("four.mp4")))
+    Path("cat.png").rename("moved.png")
+    code, _, err = run("--from", "one.mp4", "--output", "five.mp4")
+    assert code == 2 and "--image" in err and "cat.png" in err
+    code, out, _ = run("--from", "one.mp4", "--image", "moved.png", "--output", "five.mp4")
+    assert code == 0 and "made as recorded" in out
+
+
+def _start(tmp_path: Path, model: Path, *argv: str, limit: int | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "sample.py"), "--image", "cat.png", "--weights", str(model), *argv]
+    if limit is not None:  # of bytes per file: what a full disk does, at a chosen place
+        code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d)); import sample; sys.exit(sample.main(sys.argv[1:]))"  # noqa: E501
+        command[1:2] = ["-c", code % (limit, limit)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_ctrl_c_leaves_nothing_behind(run: Run, tmp_path: Path, model: Path) -> None:
+    process = _start(tmp_path, model, "--steps", "999")
+    assert process.stderr is not None
+    seen = ""
+    deadline = time.monotonic() + 60
+    while "denoising" not in seen and time.monotonic() < deadline:
+        seen += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert files() == set()
+
+
+def test_a_full_disk_leaves_nothing_behind(run: Run, tmp_path: Path, model: Path) -> None:
+    process = _start(tmp_path, model, *QUICK, limit=1000)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "sample.py: error: " in err and "Traceback" not in err, err
+    assert files() == set()

@@ -1,0 +1,87 @@
+"""Part files: written, described by themselves, loaded strictly, refused with a reason."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from i2v import presets
+from i2v.config import ConfigError
+from i2v.diffusion.schedule import Schedule
+from i2v.load import headers, load, save_part
+
+
+@pytest.fixture
+def copy(miniature: Path, tmp_path: Path) -> Path:
+    """A copy of the miniature that a test may spoil."""
+    return Path(shutil.copytree(miniature, tmp_path / "model"))
+
+
+def test_a_part_carries_its_config(miniature: Path) -> None:
+    parts = headers(miniature)
+    assert parts["motion"].config.max_frames == 24
+    assert parts["unet"].config.channels == (32, 48)
+    assert parts["motion"].metadata["schedule"]["prediction"] == "v"
+    assert load(folder=miniature).schedule == Schedule(prediction="v")
+
+
+def test_save_part_stores_half_precision_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = save_part(tmp_path / "new" / "unet.safetensors", nn.Linear(2, 2), note="kept", steps=7)
+    with safe_open(file, "pt") as opened:
+        assert opened.get_tensor("weight").dtype == torch.float16
+        assert opened.metadata() == {"family": "tiny", "part": "unet", "note": "kept", "steps": "7"}
+    before = file.read_bytes()
+    bad = nn.Linear(2, 2)
+    nn.init.constant_(bad.weight, 1e6)
+    with pytest.raises(ValueError, match="infinities"):
+        save_part(file, bad)
+    assert file.read_bytes() == before and [p.name for p in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "merges.txt"])
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(ConfigError, match=name):
+        load(folder=copy)
+
+
+def test_a_truncated_file_is_named(copy: Path) -> None:
+    file = copy / "vae.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="vae.safetensors.*damaged"):
+        load(folder=copy)
+
+
+def test_every_tensor_has_its_place(copy: Path) -> None:
+    part = headers(copy)["i2v_adapter"]
+    tensors = part.tensors()
+    for spoil, word in (
+        (lambda t: t.pop(next(iter(t))), "missing"),
+        (lambda t: t.update(extra=torch.zeros(1)), "extra"),
+        (lambda t: t.update({next(iter(t)): torch.zeros(3)}), r"\(3,\)"),
+    ):
+        changed = dict(tensors)
+        spoil(changed)
+        save_part(part.path, changed)
+        with pytest.raises(ValueError, match=f"(?s)i2v_adapter.safetensors.*{word}"):
+            load(folder=copy)
+    save_part(part.path, tensors)
+    load(folder=copy)
+
+
+@pytest.mark.parametrize("name", ["i2v-sd15", "i2v-sdxl"])
+def test_presets_without_weights_say_which_files_they_need(name: str) -> None:
+    with pytest.raises(ConfigError, match="not part of this repository") as error:
+        load(name)
+    assert all(file in str(error.value) for file in presets.PRESETS[name].needs)
+
+
+def test_unknown_preset_device_and_dtype() -> None:
+    for arguments, word in ((("small",), "tiny"), (("tiny", "abacus"), "abacus"), (("tiny", "cuda:99"), "CUDA")):
+        with pytest.raises(ConfigError, match=word):
+            load(*arguments)

@@ -1,0 +1,182 @@
+"""From picture and prompt to frames: what changes them, what must not, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from i2v import picture
+from i2v.config import ConfigError
+from i2v.load import load
+from i2v.pipeline import I2VPipeline
+from i2v.presets import released_settings
+from i2v.request import Request
+
+Make = Callable[..., NDArray[np.uint8]]
+
+
+def latents(pipe: I2VPipeline, photo: NDArray[np.uint8], **settings: object) -> torch.Tensor:
+    """The run up to the decoder, in float32: differences below one grey level show."""
+    request = Request(prompt="a red ball", steps=3, num_frames=6, **settings)  # type: ignore[arg-type]
+    request = request.resolved(pipe.preset, photo.shape[:2], pipe.max_frames, pipe.vae.cfg.factor)
+    with torch.inference_mode():
+        known = pipe.known_frames(picture.fit(photo, 64, 64), request)
+        return pipe.denoise(known, pipe.conditions(photo, request), request)
+
+
+def test_a_video_and_its_settings(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
+    result = pipe(photo, "a red ball moves left", steps=3, num_frames=5)
+    assert result.frames.shape == (5, 64, 64, 3) and result.frames.dtype == np.uint8
+    assert result.fps == pipe.preset.fps
+    assert result.settings["request"]["num_frames"] == 5 and result.settings["request"]["height"] == 64
+    assert all(len(part["sha256"]) == 64 for part in result.settings["weights"].values())
+    assert json.loads(json.dumps(result.settings)) == result.settings
+    assert "first_frame_psnr" in result.drift
+
+
+def test_the_readme_call_takes_a_path(pipe: I2VPipeline, tmp_path: Path, photo: NDArray[np.uint8]) -> None:
+    import cv2
+
+    file = tmp_path / "picture.png"
+    cv2.imwrite(str(file), photo[..., ::-1])
+    result = pipe(file, "a cat", steps=1, num_frames=2)
+    assert np.array_equal(result.frames, pipe(photo, "a cat", steps=1, num_frames=2).frames)
+    assert result.settings["picture"]["file"] == str(file)
+
+
+def test_same_seed_same_bits_and_every_setting_acts(make: Make) -> None:
+    first = make()
+    assert np.array_equal(first, make())
+    for change in (
+        {"seed": 1}, {"steps": 4}, {"guidance_scale": 6.0}, {"negative_prompt": "blue"}, {"sampler": "dpmpp_2m_sde"},
+        {"t0": 0.5}, {"p": 0.0}, {"i2v_scale": 0.0}, {"ip_scale": 0.0}, {"color_match": True}, {"first_frame": "exact"},
+        {"fit": "stretch"}, {"posterior": "sample"}, {"unconditional_image": "same"}, {"num_frames": 3},
+    ):  # fmt: skip
+        other = make(**change)
+        assert other.shape != first.shape or not np.array_equal(first, other), f"{change} changed nothing"
+    assert np.array_equal(first, make()), "a run left something behind in the pipeline"
+
+
+def test_frame_0_is_the_vae_s_picture_or_yours(pipe: I2VPipeline, photo: NDArray[np.uint8], make: Make) -> None:
+    fitted = picture.fit(photo, 64, 64)
+    with torch.inference_mode():
+        pixels = pipe.vae.decode(pipe.vae.encode(picture.to_tensor(fitted)[None].to(pipe.device)).mode())
+    assert np.array_equal(make()[0], picture.to_uint8(pixels)[0])
+    assert np.array_equal(make(first_frame="exact")[0], fitted)
+
+
+def test_decoding_in_chunks_changes_nothing(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
+    z = latents(pipe, photo)
+    decoded = []
+    with torch.inference_mode():
+        for pipe.decode_chunk in (1, 4, 6):
+            decoded.append(pipe.decode(z))
+    assert (decoded[0] - decoded[2]).abs().max() < 1e-5 and (decoded[1] - decoded[2]).abs().max() < 1e-5
+
+
+def test_guidance_in_turn_equals_in_one_batch(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
+    together = latents(pipe, photo, guidance_scale=5.0)
+    pipe.guidance_in_turn = True
+    apart = latents(pipe, photo, guidance_scale=5.0)
+    scale = together.abs().max()
+    assert (together - apart).abs().max() < 1e-4 * scale
+    assert (latents(pipe, photo, guidance_scale=5.1) - apart).abs().max() > 1e-3 * scale, "the comparison is blind"
+
+
+def test_context_keys_are_computed_once_per_run(
+    pipe: I2VPipeline, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = pipe.unet.context_kv
+    monkeypatch.setattr(pipe.unet, "context_kv", lambda *a, **k: calls.append(1) or original(*a, **k))
+    latents(pipe, photo, guidance_scale=5.0)
+    assert len(calls) == 1, "both halves of guidance in one batch"
+    latents(pipe, photo, guidance_scale=1.0)
+    assert len(calls) == 2, "guidance of 1 runs one half"
+    pipe.guidance_in_turn = True
+    latents(pipe, photo, guidance_scale=5.0)
+    assert len(calls) == 4
+
+
+def test_the_known_frame_stays_bit_for_bit(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
+    request = Request().resolved(pipe.preset, photo.shape[:2], pipe.max_frames, pipe.vae.cfg.factor)
+    with torch.inference_mode():
+        clean = pipe.known_frames(picture.fit(photo, 64, 64), request).latents[:, 0]
+    assert torch.equal(latents(pipe, photo)[:, 0], clean)
+
+
+def test_released_settings_run(make: Make, photo: NDArray[np.uint8]) -> None:
+    assert make(**{**released_settings(), "steps": 2}).shape == (4, *picture.released_size(90, 120, 64), 3)
+
+
+def test_bfloat16(miniature: Path, photo: NDArray[np.uint8], device: torch.device, make: Make) -> None:
+    half = load("tiny", device, torch.bfloat16, miniature)
+    assert {p.dtype for p in half.unet.parameters()} == {torch.bfloat16, torch.float32}
+    assert all(p.dtype == torch.float32 for m in half.i2v_adapter.values() for p in m.parameters())
+    frames = half(photo, "a red ball moves left", steps=3, num_frames=4).frames
+    assert np.abs(frames.astype(int) - make().astype(int)).mean() < 8, "not the float32 video any more"
+
+
+def test_no_tensor_stays_on_meta(pipe: I2VPipeline) -> None:
+    for name in ("unet", "vae", "text_encoder", "image_encoder", "image_projection"):
+        module = getattr(pipe, name)
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        assert tensors and all(not t.is_meta and t.device.type == pipe.device.type for t in tensors.values())
+        assert not module.training and not any(p.requires_grad for p in module.parameters())
+
+
+def test_a_long_prompt_says_what_is_cut(make: Make, caplog: pytest.LogCaptureFixture, pipe: I2VPipeline) -> None:
+    with caplog.at_level(logging.WARNING):
+        make(negative_prompt="")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        make(negative_prompt="ball " * 400 + "the very end")
+    assert "the very end" in caplog.text and "cut" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"num_frames": 25}, "--num-frames 25"),
+        ({"num_frames": 1}, "--num-frames 1"),
+        ({"height": 63}, "--height 63"),
+        ({"width": 0, "height": 64}, "--width 0"),
+        ({"t0": 0.0}, "--t0 0.0"),
+        ({"t0": 1.5}, "--t0 1.5"),
+        ({"t0": float("nan")}, "--t0 nan"),
+        ({"p": -0.1}, "--p -0.1"),
+        ({"steps": 0}, "--steps 0"),
+        ({"steps": 1001}, "--steps 1001"),
+        ({"fit": "squeeze"}, "--fit squeeze"),
+        ({"sampler": "plms"}, "--sampler plms"),
+        ({"guidance_scale": -1.0}, "--guidance-scale -1"),
+        ({"fps": 0}, "--fps 0"),
+    ],
+)
+def test_values_out_of_range_are_named(make: Make, settings: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        make(**settings)
+
+
+def test_size_from_the_picture(pipe: I2VPipeline) -> None:
+    from dataclasses import replace
+
+    wide = replace(pipe.preset, any_aspect=True, side=512, multiple=64)
+
+    def size(preset: object = wide, **given: object) -> tuple[int | None, int | None]:
+        full = Request(**given).resolved(preset, (720, 1280), 24, 8)  # type: ignore[arg-type]
+        return full.height, full.width
+
+    height, width = size()
+    assert height and width and height % 64 == width % 64 == 0 and width > height and height * width <= 512 * 512
+    assert size(fit="released") == (512, 896)
+    assert size(height=256) == (256, 448) and size(width=256) == (128, 256)
+    assert size(height=72, width=104) == (72, 104)
+    assert size(pipe.preset) == (64, 64)
