@@ -16,12 +16,15 @@ from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter
 from i2v.models.motion import MOTION_V1, add_motion_modules
 from i2v.models.unet import UNet, UNetConfig
+from i2v.models.vae import VAE, VAEConfig
 from weights_convert.layouts.official_i2v import full_unet
+from weights_convert.layouts.vae import vae_diffusers
 from weights_convert.rules import convert, load_strict
 
 RUNS = ("blur_f16", "blur", "noblur", "iid", "lamp", "mixed", "progressive")
 TOLERANCE = 2e-3  # guidance amplifies rounding; the latents' deviation grows to 16
 PREDICTION = 2e-4  # of the network alone
+VIDEO = 1e-4  # pixels in [0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +40,35 @@ def unet(golden) -> UNet:
     return network.eval()
 
 
+@pytest.fixture(scope="module")
+def vae(golden) -> VAE:
+    config = VAEConfig(channels=(32, 32, 64, 64), layers=1)
+    network = VAE(config)
+    stored = golden("i2v_pipeline").weights("weight_vae")
+    tensors, _ = convert(stored, vae_diffusers(config, old=True), "vae_diffusers", "i2v_pipeline")
+    load_strict(network, tensors, "i2v_pipeline, VAE")
+    return network.eval()
+
+
 def video(tensor: Tensor) -> Tensor:
     """(..., C, F, h, w) as the reference stores it -> (..., F, C, h, w)."""
     return tensor.transpose(-4, -3)
 
 
 def denoise(
-    data, unet: nn.Module, run: str, sampler: str = "ddim", anchor: int = 0, in_turn: bool = False
+    data,
+    unet: nn.Module,
+    run: str,
+    sampler: str = "ddim",
+    anchor: int = 0,
+    in_turn: bool = False,
+    first: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """(videos after each step, the network's outputs in each call) from the stored start latents."""
     about = data.meta["runs"][run]
     start = video(data.outputs[f"{run}/start_latents"])
     batch, frames = about["batch"], about["frames"]
-    known = KnownFrames.first(start[:, 0], frames)
+    known = KnownFrames.first(start[:, 0] if first is None else first, frames)
     outputs: list[Tensor] = []
 
     def predict(x: Tensor, t: int, inputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -109,6 +128,30 @@ def test_euler_is_the_same_sampler(golden, unet):
     data = golden("i2v_pipeline")
     states, _ = denoise(data, unet, "blur", sampler="euler")
     assert max(error(states, data.outputs["blur/latents_per_step"])) < TOLERANCE
+
+
+@torch.no_grad()
+def test_from_the_picture_to_the_video(golden, unet, vae):
+    """Encode, sample the posterior, denoise and decode, each from what our own step before it gave."""
+    data = golden("i2v_pipeline")
+    stored = data.outputs
+    pixels = data.inputs["vae/image_uint8"].permute(2, 0, 1)[None].float() / 127.5 - 1
+    assert float((pixels - stored["vae/image_normalised"]).abs().max()) < 1e-6
+    posterior = vae.encode(pixels)
+    scale = vae.cfg.scaling_factor
+    assert float((posterior.mean / scale - stored["vae/mean"]).abs().max()) < 1e-4
+    assert float((posterior.std / scale - stored["vae/std"]).abs().max()) < 1e-4
+    first = stored["vae/first_frame_latents"][:, :, 0]
+    latent = posterior.sample(data.inputs["vae/posterior_noise"])
+    assert float((latent - first).abs().max()) < 1e-4
+    assert float((posterior.mode() - first).abs().max()) > 1e-3  # the release takes a sample
+
+    states, _ = denoise(data, unet, "blur_f16", first=latent)
+    assert max(error(states, stored["blur_f16/latents_per_step"])) < TOLERANCE
+    decoded = vae.decode(states[-1][0]).clamp(-1, 1) / 2 + 0.5
+    reference = stored["blur_f16/video"][0].transpose(0, 1)
+    assert float((decoded - reference).abs().max()) < VIDEO
+    assert float((vae.decode(1.01 * states[-1][0]).clamp(-1, 1) / 2 + 0.5 - reference).abs().max()) > 10 * VIDEO
 
 
 class Faulty(nn.Module):
