@@ -109,7 +109,9 @@ def load(
         unet=unet,
         vae=vae,
         text_encoder=text,
-        tokenizer=Tokenizer.from_files(*(where / name for name in TEXT_FILES)),
+        tokenizer=Tokenizer.from_files(
+            *(where / name for name in TEXT_FILES), length=parts["text_encoder"].config.max_length
+        ),
         image_encoder=image,
         image_projection=projection,
         image_config=parts["ip_adapter"].config,

@@ -97,36 +97,31 @@ class Tokenizer:
         _check_length(length)
         self.vocab = dict(vocab)
         self.length = length
-        self.start_id, self.end_id, self.pad_id = vocab[START], vocab[END], vocab[pad_token]
+        self.bos_id, self.eos_id, self.pad_id = vocab[START], vocab[END], vocab[pad_token]
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._symbols = {i: symbol for symbol, i in vocab.items()}
         self._known: dict[str, list[int]] = {}  # ids of words seen before
 
     @classmethod
-    def clip(cls, pad_token: str = END, length: int = 77) -> Tokenizer:
+    def clip(cls, *, pad_token: str = END, length: int = 77) -> Tokenizer:
         """CLIP's own vocabulary of 49,408 symbols, used by SD1.5 and SDXL."""
         packed = resources.files("i2v.models").joinpath("data/clip_merges.txt.gz").read_bytes()
         merges = parse_merges(gzip.decompress(packed).decode("utf-8"))
         return cls(vocabulary(merges), merges, pad_token, length)
 
     @classmethod
-    def from_files(cls, vocab: Path, merges: Path, pad_token: str = END, length: int = 77) -> Tokenizer:
+    def from_files(cls, vocab: Path, merges: Path, *, pad_token: str = END, length: int = 77) -> Tokenizer:
         """From a model's vocab.json and merges.txt."""
         table = json.loads(Path(vocab).read_text(encoding="utf-8"))
         return cls(table, parse_merges(Path(merges).read_text(encoding="utf-8")), pad_token, length)
-
-    @property
-    def eos_id(self) -> int:
-        """The end token, as `CLIPTextConfig.eos_token_id` wants it."""
-        return self.end_id
 
     def ids(self, text: str) -> list[int]:
         """The whole text, without start, end, limit and padding; special tokens written in it are taken as such."""
         out: list[int] = []
         for i, between in enumerate(text.split(END)):
-            out += [self.end_id] * (i > 0)
+            out += [self.eos_id] * (i > 0)
             for j, piece in enumerate(between.split(START)):
-                out += [self.start_id] * (j > 0)
+                out += [self.bos_id] * (j > 0)
                 for word in words(piece):
                     out += self._word(word)
         return out
@@ -137,7 +132,7 @@ class Tokenizer:
         _check_length(length)
         rows = []
         for one in [text] if isinstance(text, str) else text:
-            row = [self.start_id, *self.ids(one)[: length - 2], self.end_id]
+            row = [self.bos_id, *self.ids(one)[: length - 2], self.eos_id]
             rows.append(row + [self.pad_id] * (length - len(row)))
         return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
 
@@ -148,7 +143,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> lower-case text with a space after each word; start and end tokens are left out."""
         byte = {c: b for b, c in _CHARACTER.items()}
-        symbols = [self._symbols[i] for i in ids if i not in (self.start_id, self.end_id)]
+        symbols = [self._symbols[i] for i in ids if i not in (self.bos_id, self.eos_id)]
         text = bytearray()
         for symbol in symbols:
             text += bytes(byte[c] for c in symbol.removesuffix(WORD_END))
@@ -158,8 +153,7 @@ class Tokenizer:
     def _word(self, word: str) -> list[int]:
         """Ids of one word: the pair of the best rank is merged, everywhere, until none is left."""
         if word not in self._known:
-            symbols = [_CHARACTER[b] for b in word.encode("utf-8", errors="replace")]
-            symbols[-1] += WORD_END
+            symbols = word_symbols(word)
             while len(symbols) > 1:
                 best = min(zip(symbols, symbols[1:], strict=False), key=lambda p: self._ranks.get(p, len(self._ranks)))
                 if best not in self._ranks:
@@ -167,6 +161,12 @@ class Tokenizer:
                 symbols = merged(symbols, best)
             self._known[word] = [self.vocab[s] for s in symbols]
         return self._known[word]
+
+
+def word_symbols(word: str) -> list[str]:
+    """A word before any merge: one character per byte of its utf-8 form, the last one marked."""
+    symbols = [_CHARACTER[b] for b in word.encode("utf-8", errors="replace")]
+    return [*symbols[:-1], symbols[-1] + WORD_END]
 
 
 def merged(symbols: Sequence[str], pair: Merge) -> list[str]:
