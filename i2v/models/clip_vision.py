@@ -54,10 +54,11 @@ class VisionEmbeddings(nn.Module):
 
     def __init__(self, cfg: CLIPVisionConfig):
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.randn(cfg.hidden_size) * cfg.hidden_size**-0.5)
+        self.class_embedding = nn.Parameter(torch.empty(cfg.hidden_size))
         self.patch_embedding = nn.Conv2d(3, cfg.hidden_size, cfg.patch_size, stride=cfg.patch_size, bias=False)
         self.position_embedding = nn.Embedding(cfg.tokens, cfg.hidden_size)
-        nn.init.normal_(self.position_embedding.weight, std=cfg.hidden_size**-0.5)
+        for weight in (self.class_embedding, self.position_embedding.weight):
+            nn.init.normal_(weight, std=cfg.hidden_size**-0.5)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
