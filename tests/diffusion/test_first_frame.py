@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from i2v.diffusion.first_frame import KnownFrames
+from i2v.diffusion.frame_similarity_prior import keep_mask, start_latents, timesteps_from
 from i2v.diffusion.samplers import SAMPLERS
 from i2v.diffusion.schedule import ANIMATEDIFF_SD15
 
@@ -105,3 +106,21 @@ def test_misuse_is_refused():
             KnownFrames(video(0), known, anchor)
     with pytest.raises(ValueError, match="nothing is left"):
         KnownFrames(video(0), torch.ones(6, dtype=torch.bool), 0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_run_on_the_device_under_test_equals_one_on_the_cpu(sampler, device):
+    """Prior, known frames and sampler, with random numbers drawn on the CPU."""
+    numbers = torch.rand(SHAPE, generator=torch.Generator().manual_seed(5))
+
+    def run(where: torch.device) -> Tensor:
+        frames = KnownFrames.first(video(0)[:, 0].to(where), SHAPE[1])
+        times = timesteps_from(ANIMATEDIFF_SD15, 10, 0.8)
+        keep = keep_mask(numbers, 0.5).to(where)
+        x = start_latents(frames.latents[:, :1], video(1).to(where), keep, ANIMATEDIFF_SD15, int(times[0]))
+        noise = lambda step: video(10 + step)[:, 1:]  # noqa: E731
+        out = SAMPLERS[sampler](frames.wrap(mixing), frames.unknown(x), ANIMATEDIFF_SD15, times, noise=noise)
+        assert out.device.type == where.type and out.dtype == torch.float32
+        return frames.insert(out).cpu()
+
+    torch.testing.assert_close(run(device), run(torch.device("cpu")), atol=1e-4, rtol=0)
