@@ -78,7 +78,8 @@ def test_size_and_first_line(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PYTHON, ids=name)
 def test_nothing_hides_a_fault(path: Path) -> None:
-    assert not faults(path.read_text(encoding="utf-8")), name(path)
+    found = faults(path.read_text(encoding="utf-8"))
+    assert not found, name(path)
 
 
 @pytest.mark.parametrize("path", TEXT, ids=name)
