@@ -110,7 +110,7 @@ def load(
         vae=vae,
         text_encoder=text,
         tokenizer=Tokenizer.from_files(
-            *(where / name for name in TEXT_FILES), length=parts["text_encoder"].config.max_length
+            where / TEXT_FILES[0], where / TEXT_FILES[1], length=parts["text_encoder"].config.max_length
         ),
         image_encoder=image,
         image_projection=projection,

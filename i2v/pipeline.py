@@ -25,7 +25,8 @@ from i2v.diffusion.samplers import SAMPLERS
 from i2v.diffusion.schedule import Schedule
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
-from i2v.models.ip_adapter import IPAdapterConfig
+from i2v.models.i2v_adapter import FirstFrameAttention
+from i2v.models.ip_adapter import ImageCrossAttention, IPAdapterConfig
 from i2v.models.layers import ContextKV
 from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet
@@ -86,8 +87,8 @@ class I2VPipeline:
     image_encoder: CLIPVisionModel
     image_projection: nn.Module
     image_config: IPAdapterConfig
-    i2v_adapter: Mapping[str, nn.Module]
-    ip_adapter: Mapping[str, nn.Module]
+    i2v_adapter: Mapping[str, FirstFrameAttention]
+    ip_adapter: Mapping[str, ImageCrossAttention]
     schedule: Schedule
     max_frames: int
     device: torch.device
@@ -141,17 +142,17 @@ class I2VPipeline:
         request = request.resolved(self.preset, original.shape[:2], self.max_frames, self.vae.cfg.factor)
         for prompt in (request.prompt, request.negative_prompt):
             if cut := self.tokenizer.truncated(prompt):
-                log.warning("the prompt is longer than the text encoder reads; cut off: %s", cut)
+                log.warning("the prompt is longer than this model reads; cut off: %s", cut)
         for adapter in self.i2v_adapter.values():
             adapter.scale = request.i2v_scale
-        for adapter in self.ip_adapter.values():
-            adapter.scale = request.ip_scale
+        for content in self.ip_adapter.values():
+            content.scale = request.ip_scale
 
         fitted = picture.fit(original, *_size(request), request.fit)
         known = self.known_frames(fitted, request)
         latents = self.denoise(known, self.conditions(original, request), request, progress)
-        frames = self.decode(latents, progress)
-        frames, drift = picture.finish(frames, fitted, request.color_match, request.first_frame)
+        pixels = self.decode(latents, progress)
+        frames, drift = picture.finish(pixels, fitted, request.color_match, request.first_frame)
         settings = {
             "request": config.to_dict(request),
             "preset": self.preset.name,
@@ -250,7 +251,7 @@ class I2VPipeline:
 
     def encode_text(self, prompt: str) -> TextConditioning:
         """The text encoder's last hidden state, after its final norm."""
-        ids = self.tokenizer.encode(prompt, self.text_encoder.cfg.max_length).to(self.device)
+        ids = self.tokenizer.encode(prompt).to(self.device)
         return TextConditioning(self.text_encoder(ids).last_hidden_state)
 
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import IPAdapterConfig, add_ip_adapter, image_projection
 from i2v.models.motion import MotionConfig, add_motion_modules
+from i2v.models.tokenizer import END, vocabulary
 from i2v.models.unet import UNet, UNetConfig
 from i2v.models.vae import VAE, VAEConfig
 
@@ -67,22 +68,16 @@ def _shake(module: nn.Module) -> None:
 
 
 def write_vocabulary(folder: Path) -> tuple[int, int]:
-    """A byte-level vocabulary whose merges spell WORDS; returns its size and the end token's number."""
-    # CLIP's alphabet: printable bytes stand for themselves, the others for code points from 256 up
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(len(others))]
+    """A vocabulary whose merges spell WORDS; returns its size and the end token's number."""
     merges: list[tuple[str, str]] = []
     for word in WORDS:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
-            if (pair := (pieces[0], pieces[1])) not in merges:
-                merges.append(pair)
+            pair = (pieces[0], pieces[1])
+            merges += [pair] * (pair not in merges)
             pieces[:2] = ["".join(pair)]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    table = vocabulary(merges)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: n for n, t in enumerate(tokens)}), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return len(tokens), len(tokens) - 1
+    (folder / "vocab.json").write_text(json.dumps(table), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n", encoding="utf-8")
+    return len(table), table[END]

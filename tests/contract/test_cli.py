@@ -30,9 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def run(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """sample.py in an empty folder with a picture; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     y, x = np.mgrid[0:80, 0:80]
@@ -193,10 +191,9 @@ def _without_weights(argv: tuple[str, ...]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("prompt", ["", "ball " * 500 + "far end"])
-def test_empty_and_very_long_prompts(run: Run, prompt: str) -> None:
-    code, _, err = run("--image", "cat.png", "--prompt", prompt, *QUICK)
-    assert code == 0
-    assert ("far end" in err and "cut" in err) == bool(prompt)
+def test_empty_and_very_long_prompts(run: Run, prompt: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert run("--image", "cat.png", "--prompt", prompt, *QUICK)[0] == 0
+    assert ("far end" in caplog.text and "cut" in caplog.text) == bool(prompt)
 
 
 def test_bfloat16(run: Run) -> None:
@@ -250,7 +247,8 @@ def test_ctrl_c_leaves_nothing_behind(run: Run, tmp_path: Path, model: Path) -> 
 
 
 def test_a_full_disk_leaves_nothing_behind(run: Run, tmp_path: Path, model: Path) -> None:
-    process = _start(tmp_path, model, *QUICK, limit=1000)
+    process = _start(tmp_path, model, "--prompt", "ball " * 50 + "far end", *QUICK, limit=1000)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and "sample.py: error: " in err and "Traceback" not in err, err
+    assert "cut off: " in err and "far end" in err, "what is logged reaches the terminal"
     assert files() == set()
