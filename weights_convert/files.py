@@ -98,7 +98,7 @@ def _read_torch(path: Path, mapped: bool) -> tuple[dict[str, Tensor], dict[str, 
             "use the .safetensors version of this file, or save its state dict alone"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ConversionError(f"{path}: damaged torch file ({error}); download it again") from error
+        raise ConversionError(f"{path}: not readable as a torch checkpoint ({error})") from error
     tensors, metadata = unwrap(content, str(path))
     if metadata:
         log.info("%s: %s", path.name, ", ".join(f"{k} {v}" for k, v in metadata.items()))

@@ -315,7 +315,7 @@ def convert(
         elif not used[number] and not rule.optional:
             problems.append(f"rule {rule}: matched nothing, expected at least one key")
     if problems:
-        raise ConversionError(f"{file} is not what the layout {layout!r} describes, {_listed(problems)}")
+        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {_listed(problems)}")
     return out, Counter({str(rules[n]): count for n, count in used.items()})
 
 
@@ -334,7 +334,7 @@ def check_shapes(want: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what
         if k in tensors and tensors[k].shape != want[k].shape
     ]
     if problems:
-        raise ConversionError(f"{what} does not fit the model, {_listed(problems)}")
+        raise ConversionError(f"{what}: does not fit the model, {_listed(problems)}")
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from i2v.models.motion import MotionConfig
+from i2v.models.motion import MotionConfig, frame_positions
 from weights_convert.rules import Rebuild, Rename, Rule
 
 
-def sinusoid_table(max_frames: int, beside: Tensor) -> Tensor:
-    """(1, max_frames, C) with C the input width of `beside`: sines on even channels, cosines on odd ones."""
-    dim = beside.shape[1]
-    steps = torch.arange(0, dim, 2, device=beside.device, dtype=torch.float32)
-    rate = torch.exp(steps * (-math.log(10000.0) / dim))
-    angle = torch.arange(max_frames, device=beside.device, dtype=torch.float32)[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[None]
+def _positions(max_frames: int, beside: Tensor) -> Tensor:
+    """(1, max_frames, C) with C the input width of the query projection `beside`."""
+    return frame_positions(max_frames, beside.shape[1], beside.device)[None]
 
 
 def animatediff(motion: MotionConfig) -> list[Rule]:
@@ -33,7 +27,7 @@ def animatediff(motion: MotionConfig) -> list[Rule]:
         Rebuild(
             f"{block}.pos_encoder.pe",
             beside=f"{block}.to_q.weight",
-            build=partial(sinusoid_table, motion.max_frames),
+            build=partial(_positions, motion.max_frames),
             why=f"the sinusoid of {motion.max_frames} frame positions",
         ),
         Rename(f"{at}.temporal_transformer.{{p*}}", f"{at}.{{p*}}"),

@@ -1,0 +1,100 @@
+"""Tells from the keys and shapes of a file which layout it is in, and turns it into the parts of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from weights_convert import files
+from weights_convert.known import LAYOUTS, Layout
+from weights_convert.refusals import refusal
+from weights_convert.rules import ConversionError, convert, inverted
+
+
+def detect(tensors: Mapping[str, Tensor], file: str = "this file") -> Layout:
+    """The one layout whose signs are all there.
+
+    Raises ConversionError that says what the file is, if it is a known kind that is not wanted, and else names the
+    layouts that come nearest with what they miss.
+    """
+    fitting = [layout for layout in LAYOUTS if not layout.unmet(tensors)]
+    unwanted = refusal(tensors)
+    if unwanted:
+        raise ConversionError(f"{file}: {unwanted}")
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ConversionError(f"{file}: could be {' or '.join(x.name for x in fitting)}; name the layout")
+    near = sorted((layout for layout in LAYOUTS if layout.near(tensors)), key=lambda x: -x.near(tensors))[:3]
+    tried = "".join(f"\n  {layout.name}, but {'; '.join(layout.unmet(tensors))}" for layout in near)
+    some = ", ".join(list(tensors)[:3])
+    raise ConversionError(
+        f"{file}: its {len(tensors)} tensors ({some}, ...) are in no known layout"
+        + (f"; the nearest:{tried}" if near else "")
+        + f"\nknown are {', '.join(layout.name for layout in LAYOUTS)}"
+    )
+
+
+def named(name: str) -> Layout:
+    """The layout of that name, for a file that could be several."""
+    for layout in LAYOUTS:
+        if layout.name == name:
+            return layout
+    raise ConversionError(f"no layout {name!r}; known are {', '.join(layout.name for layout in LAYOUTS)}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A published file in our own naming: tensors by part, and how many keys each rule claimed."""
+
+    layout: Layout
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    report: Counter[str]
+    metadata: Mapping[str, str]
+
+
+def read_parts(path: str | Path, layout: str | None = None, ema: bool = True) -> Parts:
+    """Reads a published file or folder into the parts of a model, with the names of our own part files.
+
+    Parts are those of "unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "motion", "i2v_adapter" and
+    "ip_adapter" that the file holds. `layout` names it where the content leaves it open; `ema` takes the running
+    average of the UNet where there is one. Raises ConversionError (see `detect` and `rules.convert`).
+    """
+    tensors, metadata = files.read(path)
+    return to_parts(tensors, str(path), layout, ema, metadata)
+
+
+def to_parts(
+    tensors: Mapping[str, Tensor],
+    file: str,
+    layout: str | None = None,
+    ema: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> Parts:
+    """`read_parts` for tensors that are read already."""
+    found = detect(tensors, file) if layout is None else named(layout)
+    converted, report = convert(tensors, found.build(tensors.keys(), ema), found.name, file)
+    return Parts(found, split_parts(converted), report, dict(metadata or {}))
+
+
+def to_published(parts: Mapping[str, Mapping[str, Tensor]], layout: str) -> dict[str, Tensor]:
+    """Parts in the names of a published format, ready for `files.write`.
+
+    What the format's rules drop is not there; what they rebuild is. Raises ConversionError where a part is missing.
+    """
+    joined = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
+    found = named(layout)
+    return convert(joined, inverted(found.build(None, False)), f"{layout}, written", "the given parts")[0]
+
+
+def split_parts(converted: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors named `part.key` by part."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in converted.items():
+        part, key = name.split(".", 1)
+        parts.setdefault(part, {})[key] = tensor
+    return parts

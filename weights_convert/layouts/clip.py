@@ -1,0 +1,91 @@
+"""CLIP's text and vision towers: transformers' naming (ours) and OpenCLIP's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weights_convert.rules import TRANSPOSE, Drop, Rebuild, Rename, Rule, Split
+
+BLOCK, LAYER = r"transformer.resblocks.{n:\d+}", r"text_model.encoder.layers.{n:\d+}"
+
+
+def _position_ids(embedding: Tensor) -> Tensor:
+    return torch.arange(embedding.shape[0], device=embedding.device)[None]
+
+
+def _ids(tower: str, written: bool) -> Rule:
+    """`position_ids` count 0, 1, 2...; merged models hold wrong ones, so they are never read."""
+    embeddings = f"{tower}.embeddings" if tower else "embeddings"
+    if not written:
+        return Drop(f"{embeddings}.position_ids", "they count 0, 1, 2...")
+    beside = f"{embeddings}.position_embedding.weight"
+    return Rebuild(f"{embeddings}.position_ids", beside, _position_ids, why="they count 0, 1, 2...", check=False)
+
+
+def clip_text(position_ids: bool = False, projection: bool = False) -> list[Rule]:
+    """transformers' CLIPTextModel, or with `projection` CLIPTextModelWithProjection.
+
+    Some files lack the `text_model.` level; it is read with and without, and written with it. `position_ids` says
+    whether they are written.
+    """
+    roots = "{root:embeddings|encoder|final_layer_norm}"
+    rules: list[Rule] = [
+        _ids("text_model", position_ids),
+        _ids("", written=False),
+        Rename(f"text_model.{roots}.{{p*}}", f"text_model.{roots}.{{p*}}", optional=True),
+        Rename(f"{roots}.{{p*}}", f"text_model.{roots}.{{p*}}", optional=True),
+    ]
+    if projection:
+        rules.append(Rename("text_projection.weight", "text_projection.weight", expect=1))
+    return rules
+
+
+def clip_vision(position_ids: bool = True) -> list[Rule]:
+    """transformers' CLIPVisionModelWithProjection."""
+    return [
+        _ids("vision_model", position_ids),
+        Rename("vision_model.{p*}", "vision_model.{p*}"),
+        Rename("visual_projection.weight", "visual_projection.weight", expect=1),
+    ]
+
+
+def clip_both(text: str = "text_encoder.", vision: str = "image_encoder.") -> list[Rule]:
+    """transformers' CLIPModel: both towers, each towards its own prefix."""
+    return [
+        _ids("text_model", written=True),
+        _ids("vision_model", written=True),
+        Drop("logit_scale", "the temperature of the contrastive loss"),
+        Rename("text_model.{p*}", text + "text_model.{p*}"),
+        Rename("text_projection.weight", text + "text_projection.weight", expect=1),
+        Rename("vision_model.{p*}", vision + "vision_model.{p*}"),
+        Rename("visual_projection.weight", vision + "visual_projection.weight", expect=1),
+    ]
+
+
+def openclip_text() -> list[Rule]:
+    """OpenCLIP's text tower, whose q, k and v are fused and whose projection is applied from the right.
+
+    A projection named `text_projection.weight` is already turned; the matrix is square, only the name can tell.
+    """
+    leaves = {
+        "attn.out_proj": "self_attn.out_proj",
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    rules: list[Rule] = [
+        Drop("logit_scale", "the temperature of the contrastive loss"),
+        Rename("positional_embedding", "text_model.embeddings.position_embedding.weight", expect=1),
+        Rename("token_embedding.weight", "text_model.embeddings.token_embedding.weight", expect=1),
+        Rename("ln_final.{p:weight|bias}", "text_model.final_layer_norm.{p}", expect=2),
+        Rename("text_projection", "text_projection.weight", op=TRANSPOSE, optional=True),
+        Rename("text_projection.weight", "text_projection.weight", optional=True),
+    ]
+    rules += [
+        Split(f"{BLOCK}.attn.in_proj_{p}", tuple(f"{LAYER}.self_attn.{x}_proj.{p}" for x in "qkv"))
+        for p in ("weight", "bias")
+    ]
+    rules += [Rename(f"{BLOCK}.{a}.{{p:weight|bias}}", f"{LAYER}.{b}.{{p}}") for a, b in leaves.items()]
+    return rules

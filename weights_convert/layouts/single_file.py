@@ -1,0 +1,100 @@
+"""Stable Diffusion 1.5 and SDXL in one file: UNet, autoencoder and text encoders, towards one prefix per part."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from i2v.models.unet import UNetConfig
+from i2v.models.vae import VAEConfig
+from weights_convert.layouts.clip import clip_text, openclip_text
+from weights_convert.layouts.ldm_unet import ldm_unet
+from weights_convert.layouts.vae import vae_ldm
+from weights_convert.rules import Drop, Rename, Rule, fill, match, prefixed
+
+log = logging.getLogger(__name__)
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+BUFFERS = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "logvar",
+    "denoiser.sigmas",
+)
+
+
+def ema_name(key: str) -> str:
+    """Where a training run keeps the running average of a UNet key: all dots gone, so only a table leads back."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+def _unet(cfg: UNetConfig, keys: Collection[str] | None, ema: bool) -> list[Rule]:
+    rules = prefixed(ldm_unet(cfg), UNET, "unet.")
+    if keys is None:
+        return rules
+    plain = [key for key in keys if key.startswith(UNET)]
+    averaged = [ema_name(key) for key in plain]
+    counters: list[Rule] = [Drop("model_ema.{p:decay|num_updates}", "counters of the averaging during training")]
+    present = set(keys)
+    if not (ema and plain and present.issuperset(averaged)):
+        if ema and present.intersection(averaged):
+            log.warning("only a part of the running average is in this file: the plain weights are taken")
+        known = [Drop(name, "running average; the plain weights are taken") for name in averaged if name in present]
+        return [*rules, *counters, *known]
+    taken: list[Rule] = []
+    for key, name in zip(plain, averaged):
+        claimed = next((r for r in rules if isinstance(r, Rename) and r.claim(key)), None)
+        if claimed is not None:
+            taken.append(Rename(name, fill(claimed.target, match(claimed.source, key) or {}), op=claimed.op))
+    return [
+        *taken,
+        *counters,
+        Drop(UNET + "{p*}", "last training step; the running average is taken", expect=len(plain)),
+    ]
+
+
+def _vae(cfg: VAEConfig, keys: Collection[str] | None) -> list[Rule]:
+    """No rules for a file that was saved without one ("noVAE")."""
+    there = keys is None or any(key.startswith(VAE) for key in keys)
+    return prefixed(vae_ldm(cfg), VAE, "vae.") if there else []
+
+
+def _buffers() -> list[Rule]:
+    return [Drop(name, "part of the noise schedule, which is a config here") for name in BUFFERS]
+
+
+def sd15_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | None, ema: bool = True) -> list[Rule]:
+    """v1-5-pruned-emaonly, v1-5-pruned and community files of their kind.
+
+    `keys` are those of the file, None to write one. With `ema`, the running average of the UNet is taken where a file holds all of it beside the plain weights.
+    """
+    clip = "cond_stage_model."
+    return [
+        *_unet(unet, keys, ema),
+        *_vae(vae, keys),
+        Drop(f"{clip}{{p:logit_scale|text_projection}}", "not used by Stable Diffusion 1.5"),
+        Drop(f"{clip}transformer.text_projection.weight", "not used by Stable Diffusion 1.5"),
+        *prefixed(clip_text(position_ids=True), f"{clip}transformer.", "text_encoder."),
+        *_buffers(),
+    ]
+
+
+def sdxl_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | None, ema: bool = True) -> list[Rule]:
+    """sd_xl_base_1.0 and community files of its kind."""
+    return [
+        *_unet(unet, keys, ema),
+        *_vae(vae, keys),
+        *prefixed(clip_text(position_ids=True), "conditioner.embedders.0.transformer.", "text_encoder."),
+        *prefixed(openclip_text(), "conditioner.embedders.1.model.", "text_encoder_2."),
+        *_buffers(),
+    ]
