@@ -80,9 +80,9 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
         raise ValueError(f"{target}: unknown ending {target.suffix!r}; use {', '.join(ENDINGS)} (a folder of frames)")
     if ending == ".png":
         target = target.with_suffix("")
+    check_place(target)
     for file in (target, settings_beside(target)):
         refuse_existing(file, overwrite)
-    check_place(target)
     return target
 
 

@@ -159,7 +159,7 @@ def _bmp(data: bytes) -> tuple[int, int, int]:
 
 def _tiff(data: bytes) -> tuple[int, int, int]:
     tags = tiff_tags(data)
-    return tags.get(256, 0), tags.get(257, 0), tags.get(274, UPRIGHT)
+    return tags.get(256, 0), tags.get(257, 0), UPRIGHT  # OpenCV turns TIFF pictures itself
 
 
 def _netpbm(data: bytes) -> tuple[int, int, int]:
@@ -170,10 +170,17 @@ def _netpbm(data: bytes) -> tuple[int, int, int]:
 
 
 def _avif(data: bytes) -> tuple[int, int, int]:
-    """The largest of the spatial extents; OpenCV's decoder turns AVIF pictures itself."""
-    sizes = [struct.unpack_from(">II", data, found.end() + 4) for found in re.finditer(rb"ispe", data[:65536])]
+    """The largest of the spatial extents, and the turn to the left and the mirror that follows, as one orientation."""
+    start = struct.unpack_from(">I", data)[0]
+    meta = data[start : start + struct.unpack_from(">I", data, start)[0]]
+    sizes = [struct.unpack_from(">II", meta, found.end() + 4) for found in re.finditer(rb"ispe", meta)]
     width, height = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
-    return width, height, UPRIGHT
+    turn, mirror = meta.find(b"irot"), meta.find(b"imir")
+    quarters = meta[turn + 4] & 3 if turn >= 0 else 0
+    if mirror < 0:
+        return width, height, (1, 8, 3, 6)[quarters]
+    left_right = meta[mirror + 4] & 1
+    return width, height, ((4, 5, 2, 7), (2, 7, 4, 5))[left_right][quarters]
 
 
 def exif_orientation(block: bytes) -> int:
