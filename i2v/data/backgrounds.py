@@ -43,7 +43,7 @@ def _colour(*rgb: float) -> np.ndarray:
 
 
 def _plain(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
-    light = 1.04 - 0.10 * y + rng.uniform(-0.08, 0.08) * (x - 0.5) + 0.02 * octaves(rng, side, (3, 6, 12, 24))
+    light = 1.04 - 0.10 * y + rng.uniform(-0.08, 0.08) * (x - 0.5) + 0.025 * octaves(rng, side, (2, 4, 8, 16), 0.7)
     return muted(rng) * light[..., None]
 
 
@@ -63,8 +63,8 @@ def _sunset(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) -
 
 
 def _clouds(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
-    field = octaves(rng, side, (3, 6, 12, 24), 0.7) + rng.uniform(-0.3, 0.5)
-    white = 1 / (1 + np.exp(-2.2 * field))
+    field = octaves(rng, side, (2, 4, 8, 16), 1.0) + rng.uniform(-0.3, 0.5)
+    white = 1 / (1 + np.exp(-2.0 * field))
     blue = _colour(0.47, 0.65, 0.86) * np.float32(rng.uniform(0.85, 1.05))
     return _mix(white.astype(np.float32), blue, _colour(0.95, 0.95, 0.96))
 

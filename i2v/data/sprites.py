@@ -156,23 +156,45 @@ def side_for(pixels: float) -> int:
     return max(16, 8 * math.ceil(pixels / 8))
 
 
+def _relief(cover: np.ndarray) -> np.ndarray:
+    """How much a part that bulges towards the eye is lit from the upper left: float32 like `cover`, about +-0.3."""
+    soft = cv2.GaussianBlur(cover, (0, 0), 0.05 * cover.shape[0])
+    slope = 0.6 * cv2.Sobel(soft, cv2.CV_32F, 1, 0) + 0.8 * cv2.Sobel(soft, cv2.CV_32F, 0, 1)
+    return (slope * (0.05 * cover.shape[0] / 14)).clip(-0.35, 0.35)
+
+
 @lru_cache(maxsize=2048)
 def sprite(kind: str, colour: str, side: int) -> np.ndarray:
-    """(side, side, 4) float32 in [0, 1]: premultiplied RGB and coverage; drawn at four times the size and averaged."""
+    """One object: (side, side, 4) float32 in [0, 1], RGB premultiplied by coverage, read-only.
+
+    Drawn at four times the size and averaged. Raises KeyError for an unknown kind or colour.
+    """
     big = 4 * side
-    canvas = np.zeros((big, big, 4), np.float32)
+    dark = np.array(OUTLINE, np.float32)
+    rgb = np.empty((big, big, 3), np.float32)
+    rgb[:] = dark
+    cover = np.zeros((big, big), np.float32)
 
     def pixels(outline: list[Point]) -> np.ndarray:
         return np.round((np.array(outline) * (big / 2 * 0.94) + big / 2) * 16).astype(np.int32)  # 4 fractional bits
 
     for outline, paint in SHAPES[kind]:
         if paint != "hole":
-            cv2.polylines(canvas, [pixels(outline)], True, (*OUTLINE, 255), big // 26, cv2.LINE_8, 4)
+            cv2.polylines(cover, [pixels(outline)], True, 1.0, big // 26, cv2.LINE_8, 4)
     for outline, paint in SHAPES[kind]:
-        fill = (0, 0, 0, 0) if paint == "hole" else (*PAINTS.get(paint, COLOURS[colour]), 255)
-        cv2.fillPoly(canvas, [pixels(outline)], fill, cv2.LINE_8, 4)
-    y, x = np.mgrid[0:big, 0:big] / big
-    canvas[..., :3] *= (1.16 - 0.2 * x - 0.28 * y)[..., None]  # light from the upper left
-    out = cv2.resize(canvas.clip(0, 255), (side, side), interpolation=cv2.INTER_AREA) / 255
-    out[..., :3] = np.minimum(out[..., :3], out[..., 3:])
+        part = np.zeros((big, big), np.float32)
+        cv2.fillPoly(part, [pixels(outline)], 1.0, cv2.LINE_8, 4)
+        if paint == "hole":
+            cover *= 1 - part
+            continue
+        cover = np.maximum(cover, part)
+        light = _relief(part) if paint == "own" else np.zeros_like(part)
+        shade = np.minimum(1 + light, 1)[..., None] * np.array(PAINTS.get(paint, COLOURS[colour]), np.float32)
+        shade += (255 - shade) * np.maximum(light, 0)[..., None]
+        rgb += (shade - rgb) * part[..., None]
+    y, x = np.mgrid[0:big, 0:big].astype(np.float32) / big
+    rgb *= (1.12 - 0.14 * x - 0.2 * y)[..., None]  # light from the upper left
+    both = np.concatenate([rgb.clip(0, 255) / 255 * cover[..., None], cover[..., None]], axis=2)
+    out = cv2.resize(both, (side, side), interpolation=cv2.INTER_AREA)
+    out.flags.writeable = False
     return out
