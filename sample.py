@@ -78,6 +78,9 @@ def run(argv: Sequence[str] | None = None) -> Path:
     result = pipe.run(cfg.image, request, progress=True)
     written = write_video(output, result.frames, result.fps, result.settings, overwrite=cfg.overwrite)
     print(f"{written.path} ({written.codec})" + (f"; {written.note}" if written.note else ""))
+    psnr, shift = result.drift["first_frame_psnr"], result.drift["last_color_shift"]
+    first = "is your picture" if psnr is None else f"{psnr:.1f} dB from your picture"
+    print(f"frame 0 {first}; mean colour of the last frame {shift:.1f} delta E from the first (2 is just visible)")
     if recipe is not None:
         lines = recipe.differences(result.settings)
         print("made as recorded" if not lines else "not as recorded:\n  " + "\n  ".join(lines))

@@ -122,6 +122,7 @@ def load(
         device=place,
         dtype=number,
         weights={name: {"file": part.path.name, "sha256": part.sha256()} for name, part in parts.items()},
+        folder=folder,
     )
 
 

@@ -65,7 +65,8 @@ class Encoded:
 class Result:
     """A finished video: frames (F, H, W, 3) uint8 RGB, and all that is needed to make it again.
 
-    settings: "request" (every number used), "picture" and "weights" (names and sha256), "versions", "device", "dtype".
+    settings: "request" (every number used), "preset", "picture" and "weights" (names and sha256), "versions", and
+    "run", which changes the last bits at most.
     drift: how far the frames' colours wander from the first, see `picture.drift`.
     """
 
@@ -94,6 +95,7 @@ class I2VPipeline:
     device: torch.device
     dtype: torch.dtype
     weights: Mapping[str, Mapping[str, str]]
+    folder: Path | None = None  # of weights that stand in for the preset's
     decode_chunk: int = 8  # frames that the VAE decodes at once
     guidance_in_turn: bool = False  # the two halves of guidance one after the other: half the memory
 
@@ -159,8 +161,14 @@ class I2VPipeline:
             "picture": _describe(image, original),
             "weights": {name: dict(facts) for name, facts in self.weights.items()},
             "versions": {"i2v-adapter": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "run": {
+                "device": self.device.type,
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "decode_chunk": self.decode_chunk,
+                "guidance_in_turn": self.guidance_in_turn,
+                "threads": torch.get_num_threads(),
+                "weights": None if self.folder is None else str(self.folder),
+            },
         }
         return Result(frames, int(request.fps or 0), settings, drift)
 

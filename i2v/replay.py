@@ -19,9 +19,10 @@ class Recipe:
     settings: Mapping[str, Any]
 
     def flags(self) -> dict[str, Any]:
-        """Values for the command line: every recorded number, the preset, device and dtype, and the picture."""
+        """Values for the command line: every recorded number, the preset, how it was run, and the picture."""
         made = self.settings
-        return {**made["request"], "image": self.picture(), **{k: made[k] for k in ("preset", "device", "dtype")}}
+        run = {name: value for name, value in made["run"].items() if name != "threads"}
+        return {**made["request"], **run, "preset": made["preset"], "image": self.picture()}
 
     def picture(self) -> str | None:
         """The picture's path, as it was given then or lying beside the video; None where it is not there any more."""
@@ -44,17 +45,17 @@ class Recipe:
         for name in sorted(was["request"].keys() | now["request"].keys()):
             if was["request"].get(name) != now["request"].get(name):
                 lines.append(f"{name} was {was['request'].get(name)!r}, is {now['request'].get(name)!r}")
-        for name, old in {**was["versions"], "device": was["device"], "dtype": was["dtype"]}.items():
-            new = now["versions"].get(name, now.get(name))
-            if old != new:
-                lines.append(f"{name} was {old}, is {new}; the last bits may differ")
+        for group in ("versions", "run"):
+            for name, old in was[group].items():
+                if name != "weights" and old != (new := now[group].get(name)):
+                    lines.append(f"{name} was {old}, is {new}; the last bits may differ")
         return lines
 
 
 def recipe(path: Path) -> Recipe:
     """The settings inside a video (or in the .json beside it); raises ConfigError where there are none of ours."""
     settings = read_settings(path)
-    missing = {"request", "preset", "picture", "weights", "versions", "device", "dtype"} - settings.keys()
+    missing = {"request", "preset", "picture", "weights", "versions", "run"} - settings.keys()
     if missing:
         raise ConfigError(f"--from {path}: this file was not made by sample.py, it lacks {', '.join(sorted(missing))}")
     return Recipe(path, settings)
