@@ -97,7 +97,7 @@ def _read_torch(path: Path, mapped: bool) -> tuple[dict[str, Tensor], dict[str, 
             f"{path}: holds more than tensors and is not opened, because a pickle can run code ({reason}); "
             "use the .safetensors version of this file, or save its state dict alone"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, SafetensorError) as error:
         raise ConversionError(f"{path}: not readable as a torch checkpoint ({error})") from error
     tensors, metadata = unwrap(content, str(path))
     if metadata:

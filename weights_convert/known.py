@@ -68,6 +68,7 @@ def _always(rules: Callable[[], list[Rule]], target: str = "") -> Build:
     return lambda keys, ema: prefixed(rules(), "", target)
 
 
+CLIP_B32 = CLIPTextConfig(hidden_size=512, intermediate_size=2048, num_heads=8, projection_dim=512)
 IN, LEVEL = "model.diffusion_model.input_blocks", "transformer_blocks.0"
 TO_K = {"sd15": (320, 768), "sdxl": (640, 2048)}
 FIRST = {"sd15": "down_blocks.0", "sdxl": "down_blocks.1"}
@@ -256,7 +257,7 @@ LAYOUTS = (
         "clip-b32",
         {"text_projection.weight": (512, 512), "visual_projection.weight": (512, 768), "logit_scale": ()},
         _always(clip_both),
-        configs={"text_encoder": CLIPTextConfig(512, 2048, 12, 8, projection_dim=512), "image_encoder": VIT_B32},
+        configs={"text_encoder": CLIP_B32, "image_encoder": VIT_B32},
     ),
     _vision("clip-vision-h14", 1280, 1024, VIT_H14),
     _vision("clip-vision-bigg14", 1664, 1280, VIT_BIGG14),

@@ -76,15 +76,18 @@ def _buffers() -> list[Rule]:
 def sd15_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | None, ema: bool = True) -> list[Rule]:
     """v1-5-pruned-emaonly, v1-5-pruned and community files of their kind.
 
-    `keys` are those of the file, None to write one. With `ema`, the running average of the UNet is taken where a file holds all of it beside the plain weights.
+    `keys` are those of the file, None to write one. With `ema`, the running average of the UNet is taken where a
+    file holds all of it beside the plain weights.
     """
     clip = "cond_stage_model."
     return [
         *_unet(unet, keys, ema),
         *_vae(vae, keys),
         Drop(f"{clip}{{p:logit_scale|text_projection}}", "not used by Stable Diffusion 1.5"),
-        Drop(f"{clip}transformer.text_projection.weight", "not used by Stable Diffusion 1.5"),
+        Drop(f"{clip}clip_l.{{p:logit_scale|text_projection}}", "not used by Stable Diffusion 1.5"),
+        Drop(f"{clip}{{x*}}.text_projection.weight", "not used by Stable Diffusion 1.5"),
         *prefixed(clip_text(position_ids=True), f"{clip}transformer.", "text_encoder."),
+        *prefixed(clip_text(), f"{clip}clip_l.transformer.", "text_encoder."),
         *_buffers(),
     ]
 
