@@ -1,8 +1,8 @@
 """CLIP's ids of 5,040 strings: everyday prompts, long ones, other scripts, control characters, random characters.
 
-No string is excepted. Characters that Unicode added after the running Python's tables are where ids may differ from those
-of another tokenizer: an unknown letter counts as a mark and has no lower case. Python 3.11 (Unicode 14) differs from the
-`tokenizers` package at two single characters, U+1C89 and U+1C8A; the stored strings hold neither.
+No string is excepted. Ids can differ only at letters and digits that Unicode gained after the running Python's tables:
+to these they are marks without a lower case. Against the `tokenizers` package, Python 3.11 (Unicode 14) agrees on every
+character below U+30000 that it knows, and differs at new ones such as U+1C89 or U+A7CB; the stored strings hold none.
 """
 
 from __future__ import annotations

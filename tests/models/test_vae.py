@@ -86,7 +86,7 @@ def test_half_precision_weights(vae: VAE, device: torch.device, dtype: torch.dty
 
 
 def test_autocast_and_channels_last_train(vae: VAE, device: torch.device) -> None:
-    vae.to(memory_format=torch.channels_last)
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = pixels(device, 2, 3, 16, 16).to(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16):
         out = vae.decode(vae.encode(x).sample(torch.zeros(2, 6, 2, 2)))

@@ -90,6 +90,7 @@ def test_text(name: str) -> None:
 def test_a_text_fault_is_seen(fault: str) -> None:
     ours, theirs = text_models(TEXT["like_bigg"])
     ids = texts()
+    layer: Any
     for layer in ours.text_model.encoder.layers:
         if fault == "activation":
             layer.mlp.activation = "quick_gelu"
@@ -143,6 +144,7 @@ def test_vision(name: str) -> None:
 @pytest.mark.parametrize("fault", ["activation", "heads", "pre_layrnorm", "post_layernorm"])
 def test_a_vision_fault_is_seen(fault: str) -> None:
     ours, theirs = vision_models(VISION["like_vit_h"])
+    layer: Any
     for layer in ours.vision_model.encoder.layers:
         if fault == "activation":
             layer.mlp.activation = "quick_gelu"

@@ -87,5 +87,6 @@ def test_a_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
             if isinstance(module, nn.GroupNorm):
                 module.eps = 1e-2
     else:
-        ours.decoder.up_blocks[1].resnets[0].conv_shortcut.bias.data.zero_()
+        level: Any = ours.decoder.up_blocks[1]
+        level.resnets[0].conv_shortcut.bias.data.zero_()
     assert max(errors(ours, theirs, 16, 16).values()) > 20 * TOLERANCE
