@@ -122,6 +122,15 @@ def test_python_blocks(page: Path) -> None:
                     importlib.import_module(alias.name)
 
 
+def test_every_flag_is_explained() -> None:
+    """docs/sampling.md has each flag of `sample.py --help` in a table, and no other."""
+    page = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `--")]
+    explained = {flag for row in rows for flag in re.findall(r"`(--[\w-]+)`", row)}
+    shown = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_of("sample.py"), re.M)) - {"--help"}
+    assert explained == shown
+
+
 @pytest.mark.parametrize("mark", ["run", "test"])
 def test_marks_of_the_two_commands(mark: str) -> None:
     """`.ci/run` takes these two from the README; each is one line."""
