@@ -1,0 +1,72 @@
+"""Checkpoints that survive a kill at any moment: written aside, synced, renamed; the newest complete one is found again.
+
+A checkpoint is a folder `step-000123/` with `tensors.safetensors` and, written last, `manifest.json`. A folder without
+a manifest, or whose tensors do not have the size that the manifest names, is an unfinished write and is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write `folder/step-<step>`; then delete all but the newest `keep` checkpoints.
+
+    facts: whatever json can hold (config, step, sample index); returned by `load` beside the tensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target, aside = folder / f"step-{step:06d}", folder / f".step-{step:06d}.unfinished"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    file = aside / "tensors.safetensors"
+    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, file)
+    _sync(file)
+    manifest = aside / "manifest.json"
+    manifest.write_text(json.dumps({"step": step, "bytes": file.stat().st_size, **facts}, indent=1) + "\n")
+    _sync(manifest)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(aside, target)
+    _sync(folder)
+    for old in complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def complete(folder: Path) -> list[Path]:
+    """All whole checkpoints below `folder`, oldest first."""
+    found = []
+    for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
+        manifest, file = path / "manifest.json", path / "tensors.safetensors"
+        whole = manifest.is_file() and file.is_file()
+        if whole and json.loads(manifest.read_text())["bytes"] == file.stat().st_size:
+            found.append(path)
+    return found
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    return (complete(folder) or [None])[-1]
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of one checkpoint folder."""
+    facts = json.loads((path / "manifest.json").read_text())
+    with safe_open(path / "tensors.safetensors", "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, facts  # noqa: SIM118 - safe_open is no mapping

@@ -1,0 +1,200 @@
+"""The miniature's networks while they are trained: built from parts or random weights, named, and exported again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i2v import load
+from i2v.data.latents import WorldLatents
+from i2v.data.world import WORLDS
+from i2v.diffusion.schedule import Schedule
+from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
+from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.ip_adapter import IPAdapterConfig, add_ip_adapter, image_projection
+from i2v.models.motion import MotionConfig, add_motion_modules
+from i2v.models.tokenizer import Tokenizer
+from i2v.models.unet import UNet, UNetConfig
+from i2v.models.vae import VAE
+
+TINY_UNET = UNetConfig(
+    channels=(96, 96), depths=(1, 1), heads=(6, 6), context_dim=128, layers=1, latent_channels=16, groups=16
+)
+TINY_MOTION = MotionConfig(
+    max_frames=32, mid_block=False, resnet_norm_over_frames=False, motion_norm_over_frames=False, heads=6
+)
+# v-prediction: under epsilon a network this small learns nothing at the noisiest timesteps, where x_0's error is the
+# noise error times sigma^2 / alpha^2.
+TINY_SCHEDULE = Schedule(prediction="v")
+
+
+@dataclass
+class Networks:
+    """All networks of a run. `added` holds what the add_... functions returned, by part name."""
+
+    vae: VAE
+    vae_id: str
+    tokenizer: Tokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet
+    base_keys: set[str]
+    added: dict[str, Mapping[str, nn.Module]]
+    image_encoder: CLIPVisionModel | None
+    image_proj: nn.Module | None
+    configs: dict[str, Any]
+    schedule: Schedule
+    init: Path
+
+    @classmethod
+    def build(cls, init: Path, parts: Sequence[str], seed: int) -> Networks:
+        """Parts found in `init` are loaded strictly; the others start from random weights drawn with `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls._build(init, parts)
+
+    @classmethod
+    def _build(cls, init: Path, parts: Sequence[str]) -> Networks:
+        def stored(name: str) -> load.PartFile | None:
+            path = init / f"{name}.safetensors"
+            return load.header(path) if path.is_file() else None
+
+        vae_file = load.header(init / "vae.safetensors")
+        vae = VAE(vae_file.config)
+        vae.load_state_dict(_float32(vae_file.tensors()))
+        tokenizer = Tokenizer.from_files(*(init / name for name in load.TEXT_FILES), length=32)
+        text_config = CLIPTextConfig(
+            vocab_size=len(tokenizer.vocab),
+            hidden_size=TINY_UNET.context_dim,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=4 * TINY_UNET.context_dim,
+            max_length=tokenizer.length,
+            eos_token_id=tokenizer.eos_id,
+        )
+        configs: dict[str, Any] = {"unet": TINY_UNET, "motion": TINY_MOTION, "text_encoder": text_config}
+        text_encoder = CLIPTextModel(text_config)
+        for table in (m for m in text_encoder.modules() if isinstance(m, nn.Embedding)):
+            nn.init.normal_(table.weight, std=0.1)  # PyTorch's own, 1, would drown what the layers add
+        unet = UNet(TINY_UNET)
+        base_keys = set(unet.state_dict())
+        for name, module in (("text_encoder", text_encoder), ("unet", unet)):
+            if (file := stored(name)) is not None:
+                module.load_state_dict(_float32(file.tensors()))
+        added: dict[str, Mapping[str, nn.Module]] = {}
+        image_encoder, image_proj = None, None
+        if "motion" in parts:
+            added["motion"] = add_motion_modules(unet, TINY_MOTION)
+        if "ip_adapter" in parts:
+            encoder_file = load.header(init / "image_encoder.safetensors")
+            image_encoder = CLIPVisionModel(encoder_file.config)
+            image_encoder.load_state_dict(_float32(encoder_file.tensors()))
+            configs["ip_adapter"] = IPAdapterConfig(
+                kind="linear", image_dim=encoder_file.config.projection_dim, context_dim=TINY_UNET.context_dim, tokens=4
+            )
+            image_proj = image_projection(configs["ip_adapter"])
+            blocks = {load.CONTENT + path: module for path, module in add_ip_adapter(unet).items()}
+            added["ip_adapter"] = {load.PROJECTION[:-1]: image_proj, **blocks}
+        if "i2v_adapter" in parts:
+            added["i2v_adapter"] = add_i2v_adapter(unet)
+        for name, modules in added.items():
+            if (file := stored(name)) is not None:
+                tensors = _float32(file.tensors())
+                for path, module in modules.items():
+                    mine = {
+                        k.removeprefix(f"{path}."): tensors.pop(k) for k in list(tensors) if k.startswith(f"{path}.")
+                    }
+                    module.load_state_dict(mine)
+                if tensors:
+                    raise ValueError(f"{file.path} has no place for {next(iter(tensors))}")
+        for frozen in (vae, image_encoder):
+            if frozen is not None:
+                frozen.requires_grad_(False).eval()
+        return cls(
+            vae,
+            vae_file.sha256(),
+            tokenizer,
+            text_encoder,
+            unet,
+            base_keys,
+            added,
+            image_encoder,
+            image_proj,
+            configs,
+            TINY_SCHEDULE,
+            init,
+        )
+
+    def modules(self) -> dict[str, Mapping[str, Tensor]]:
+        """part -> its tensors by key, as `save_part` stores them."""
+        unet = {k: v for k, v in self.unet.state_dict(keep_vars=True).items() if k in self.base_keys}
+        out: dict[str, Mapping[str, Tensor]] = {
+            "text_encoder": self.text_encoder.state_dict(keep_vars=True),
+            "unet": unet,
+        }
+        for name, modules in self.added.items():
+            out[name] = {f"{p}.{k}": v for p, m in modules.items() for k, v in m.state_dict(keep_vars=True).items()}
+        return out
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Every trainable tensor as "<part>.<key>"."""
+        return {
+            f"{part}.{key}": value
+            for part, tensors in self.modules().items()
+            for key, value in tensors.items()
+            if isinstance(value, nn.Parameter)
+        }
+
+    def condition(self, captions: Sequence[str], pictures: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Text context (B, L, C) and image tokens (B, M, C), None without a Content-Adapter."""
+        context = self.text_encoder(self.tokenizer.encode(list(captions))).last_hidden_state
+        if pictures is None or self.image_encoder is None or self.image_proj is None:
+            return context, None
+        with torch.no_grad():
+            embeds = self.image_encoder(pictures).image_embeds
+        return context, self.image_proj(embeds)
+
+    def encoded_world(self, folder: Path, world: str, split: str, clips: int) -> WorldLatents:
+        """Clips of the procedural world as latents; 16 frames of 64x64 pixels."""
+
+        @torch.no_grad()
+        def encode(pixels: Tensor) -> Tensor:
+            return self.vae.encode(pixels).mode()
+
+        return WorldLatents(folder / world, WORLDS[world], split, clips, 16, 64, encode, self.vae_id)
+
+    def summary(self, trained: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+        """Per part: how many parameters there are and how many are trained."""
+        out: dict[str, dict[str, int]] = {}
+        for name, value in self.named_parameters().items():
+            row = out.setdefault(name.split(".")[0], {"all": 0, "trained": 0})
+            row["all"] += value.numel()
+            row["trained"] += value.numel() * (name in trained)
+        return out
+
+    def export(self, folder: Path, trained: Mapping[str, Tensor], **facts: Any) -> None:
+        """One file per part. Parts without a trained tensor are copied from `init` to the byte, so that hashes stay."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in self.modules().items():
+            touched = any(k.split(".")[0] == name for k in trained)
+            source = self.init / f"{name}.safetensors"
+            if not touched and source.is_file():
+                shutil.copyfile(source, folder / source.name)
+                continue
+            extra = {"schedule": self.schedule} if name in ("motion", "unet") else {}
+            load.save_part(folder / f"{name}.safetensors", dict(tensors), self.configs.get(name), **extra, **facts)
+        carried = ["vae.safetensors", "image_encoder.safetensors", *load.TEXT_FILES]
+        for file in carried:
+            source = self.init / file
+            if source.is_file():
+                shutil.copyfile(source, folder / file)
+
+
+def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}

@@ -1,0 +1,169 @@
+"""Trains the miniature's VAE on frames of the procedural world: `python -m i2v.training.vae --out runs/tiny/vae`.
+
+Loss: L1 + 0.5 L2 + 0.5 L1 of the picture's gradients (edges are what a small autoencoder loses first) + a light KL.
+At the end each latent channel is brought to mean 0 and standard deviation 1 by folding the affine map into the 1x1
+convolutions around the latent, so that the stored scaling factor is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from i2v import config
+from i2v.config import flag
+from i2v.data.world import WORLDS, make_clip
+from i2v.models.vae import VAE, VAEConfig
+from i2v.parts import save_part
+from i2v.training import checkpoint
+from i2v.training.ema import EMA
+from i2v.training.optim import learning_rate, optimizer_tensors, restore_optimizer
+
+TINY_VAE = VAEConfig(
+    channels=(48, 80), layers=1, latent_channels=16, patch=4, groups=16, mid_attention=False, scaling_factor=1.0
+)
+
+
+@dataclass(frozen=True)
+class VAETraining:
+    """Train the miniature's VAE on frames of the procedural world."""
+
+    out: Path = flag(Path("runs/tiny/vae"), "folder for checkpoints, log and the finished vae.safetensors")
+    world: str = flag("level_1", "level of the procedural world")
+    size: int = flag(64, "side of the frames in pixels")
+    frames: int = flag(12000, "how many frames are drawn beforehand")
+    steps: int = flag(4000, "optimizer steps")
+    batch: int = flag(32, "frames per step")
+    lr: float = flag(2e-3, "peak learning rate")
+    kl: float = flag(1e-5, "weight of the KL term (mean per latent element)")
+    seed: int = flag(0, "seed of the weights, the draws and the order")
+    save_every: int = flag(500, "steps between checkpoints")
+
+
+def draw_frames(world: str, split: str, count: int, size: int, per_clip: int = 2) -> Tensor:
+    """(count, 3, size, size) uint8: `per_clip` frames spread over each clip of the split."""
+    out = np.empty((count, size, size, 3), np.uint8)
+    for i in tqdm(range(0, count, per_clip), desc=f"drawing {split} frames", mininterval=2):
+        out[i : i + per_clip] = make_clip(WORLDS[world], split, i // per_clip, num_frames=per_clip, size=size).frames
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """uint8 -> [-1, 1]."""
+    return frames.float() / 127.5 - 1
+
+
+def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
+    edges = sum(F.l1_loss(a, b) for a, b in zip(gradients(out), gradients(target), strict=True))
+    return F.l1_loss(out, target) + 0.5 * F.mse_loss(out, target) + 0.5 * edges
+
+
+@torch.no_grad()
+def psnr(vae: VAE, frames: Tensor) -> float:
+    """Mean PSNR in dB of the round trip through the latent mean; peak 2 because pixels span [-1, 1]."""
+    x = to_float(frames)
+    out = vae.decode(vae.encode(x).mode()).clamp(-1, 1)
+    return float((10 * torch.log10(4 / (out - x).square().mean((1, 2, 3)))).mean())
+
+
+@torch.no_grad()
+def standardise(vae: VAE, frames: Tensor) -> list[float]:
+    """Fold mean 0 and deviation 1 per latent channel into the two 1x1 convolutions; returns the old deviations."""
+    z = torch.cat([vae.encode(to_float(part)).mode() for part in frames.split(64)])
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    channels = len(mean)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    if quant is None or post is None:
+        raise ValueError("this VAE has no 1x1 convolutions around its latent to fold the statistics into")
+    quant.weight[:channels] /= std[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
+    quant.bias[channels:] -= 2 * std.log()  # the second half is the log variance
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std[None, :, None, None]
+    return [round(s, 3) for s in std.tolist()]
+
+
+def main(argv: list[str] | None = None) -> None:
+    cfg = config.from_command_line(VAETraining, argv)
+    torch.manual_seed(cfg.seed)  # the only use of the global generator: the initial weights
+    vae = VAE(TINY_VAE).to(memory_format=torch.channels_last)
+    named = dict(vae.named_parameters())
+    optimizer = torch.optim.AdamW(named.values(), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    ema, start, spent = EMA(named, 0.998), 0, 0.0
+    if (found := checkpoint.latest(cfg.out)) is not None:
+        tensors, facts = checkpoint.load(found)
+        vae.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        ema.shadow = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
+        restore_optimizer(optimizer, named, {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")})
+        start, spent, ema.updates = facts["step"], facts["seconds"], facts["step"]
+        print(f"going on from {found}")
+
+    frames = draw_frames(cfg.world, "train", cfg.frames, cfg.size)
+    held_out = draw_frames(cfg.world, "val", 128, cfg.size)
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    log, began = (cfg.out / "log.jsonl").open("a"), time.monotonic() - spent
+    bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="vae", mininterval=5)
+    for step in bar:
+        draw = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
+        x = to_float(frames[torch.randint(len(frames), (cfg.batch,), generator=draw)])
+        x = x.to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(x)
+            noise = torch.randn(posterior.mean.shape, generator=draw)
+            out = vae.decode(posterior.sample(noise))
+        mean, std = posterior.mean.float(), posterior.std.float()
+        kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.clamp_min(1e-6).log()).mean()
+        loss = reconstruction_loss(out.float(), x) + cfg.kl * kl
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
+        rate = learning_rate(step, peak=cfg.lr, warmup=200, steps=cfg.steps, decay="cosine")
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update()
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower --lr")
+        bar.set_postfix(loss=f"{loss.item():.4f}")
+        if (step + 1) % 100 == 0:
+            row = {
+                "step": step + 1,
+                "loss": loss.item(),
+                "kl": kl.item(),
+                "lr": rate,
+                "seconds": time.monotonic() - began,
+            }
+            if (step + 1) % 500 == 0:
+                row["psnr"] = psnr(vae, held_out)
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+        if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+            state = {f"model.{k}": v for k, v in vae.state_dict().items()} | {
+                f"ema.{k}": v for k, v in ema.shadow.items()
+            }
+            state |= {f"optim.{k}": v for k, v in optimizer_tensors(optimizer, named).items()}
+            checkpoint.save(cfg.out, step + 1, state, {"seconds": time.monotonic() - began})
+
+    vae.load_state_dict(ema.shadow)
+    deviations = standardise(vae, frames[:2048])
+    numbers = {"psnr_val": round(psnr(vae, held_out), 2), "channel_std_before": deviations}
+    print(numbers)
+    save_part(
+        cfg.out / "vae.safetensors", vae, TINY_VAE, numbers=json.dumps(numbers), recipe=json.dumps(config.to_dict(cfg))
+    )
+
+
+if __name__ == "__main__":
+    main()
