@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor
 
 from i2v.models.motion import frame_positions
-from weights_convert.detect import detect, named, to_parts
+from weights_convert.detect import detect, named, read_parts, to_parts
 from weights_convert.known import LAYOUTS
 from weights_convert.layouts.single_file import ema_name
 from weights_convert.rules import ConversionError
@@ -209,3 +213,25 @@ def test_exported_vae_with_other_attention_names(manifest: Manifest) -> None:
 
 def test_detection_reads_shapes_only(manifest: Manifest) -> None:
     assert detect(published(manifest, "mm_sd_v15_v2"), "x").name == "animatediff-v2"
+
+
+def test_a_file_of_full_size_is_mapped(tmp_path: Path, manifest: Manifest) -> None:
+    """The real header of the 4 GB file over a hole on disk: nothing but the header is read."""
+    resource = pytest.importorskip("resource")
+    sizes = {"float32": ("F32", 4), "int64": ("I64", 8), "int32": ("I32", 4)}
+    header, end = {}, 0
+    for key, value in sorted(manifest("sd15_single_file_emaonly")["tensors"].items()):
+        dtype, width = sizes[value["dtype"]]
+        size = math.prod(value["shape"]) * width
+        header[key] = {"dtype": dtype, "shape": value["shape"], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path = tmp_path / "v1-5-pruned-emaonly.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    parts = read_parts(path)
+    assert parts.layout.name == "sd15-single-file" and len(parts.tensors["unet"]) == 686
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB on Linux; the file has 4,265,146
+    path.unlink()
