@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2v.models.layers import (
+    Attention,
     Conditioning,
     ContextKV,
     Downsample,
@@ -201,8 +202,7 @@ class UNet(nn.Module):
         context (R, L, C), image_tokens (R, M, C) or None; R is B (one per clip) or B*F (one per frame), each its own.
         Raises ValueError where image tokens are missing (an IP-Adapter is there) or useless (none is).
         """
-        blocks = [m for m in self.modules() if isinstance(m, TransformerBlock)]
-        slots: list[Any] = [b.ip_adapter for b in blocks if b.ip_adapter is not None]  # of a file that imports this one
+        attentions, slots = self._cross_attentions()
         if bool(slots) != (image_tokens is not None):
             raise ValueError(
                 "this UNet has an IP-Adapter: pass image_tokens (zeros for none), or call remove_ip_adapter first"
@@ -210,10 +210,15 @@ class UNet(nn.Module):
                 else "image_tokens given, but this UNet has no IP-Adapter: call add_ip_adapter first"
             )
         return ContextKV(
-            text={b.attn2: b.attn2.kv(context) for b in blocks},
+            text={attention: attention.kv(context) for attention in attentions},
             image={s: s.kv(image_tokens) for s in slots},
             rows=len(context),
         )
+
+    def _cross_attentions(self) -> tuple[list[Attention], list[Any]]:
+        """All text cross-attentions and all filled IP-Adapter slots, whose class is in a file that imports this one."""
+        blocks = [m for m in self.modules() if isinstance(m, TransformerBlock)]
+        return [b.attn2 for b in blocks], [b.ip_adapter for b in blocks if b.ip_adapter is not None]
 
     def embed_time(self, timesteps: Tensor, pooled: Tensor | None, size_ids: Tensor | None) -> Tensor:
         """timesteps (R,), pooled (R, P), size_ids (R, 6) -> (R, D)."""
@@ -269,6 +274,8 @@ class UNet(nn.Module):
                 )
 
         kv = context if isinstance(context, ContextKV) else self.context_kv(context, image_tokens)
+        if [list(kv.text), list(kv.image)] != list(self._cross_attentions()):
+            raise ValueError("this ContextKV is another UNet's, or older than its IP-Adapter: call context_kv again")
         cond = Conditioning(self.embed_time(timesteps, pooled, size_ids), kv, num_frames, anchor)
 
         skips = [self.conv_in(latents)]

@@ -140,6 +140,19 @@ def test_keys_and_values_made_once():
     assert apart(run(unet, rest | {"context": other}), want) > 100 * ROUNDING
 
 
+def test_stale_keys_and_values_are_refused():
+    unet, given = complete(), inputs()
+    kv = unet.context_kv(given["context"], given["image_tokens"])
+    rest = {k: v for k, v in given.items() if k not in ("context", "image_tokens")}
+    with pytest.raises(ValueError, match="another UNet's"):
+        run(complete(), rest | {"context": kv})
+    with pytest.raises(ValueError, match="already holds"):
+        run(unet, given | {"context": kv})
+    remove_ip_adapter(unet)
+    with pytest.raises(ValueError, match="call context_kv again"):
+        run(unet, rest | {"context": kv})
+
+
 def test_the_anchor_is_the_frame_that_is_shared():
     """Anchor i on a clip is anchor 0 on the clip with frame i first, where nothing else knows the order."""
     unet, given = base(), without_image()
