@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written aside, synced, renamed; the newest complete one is found again.
+"""Checkpoints that survive a kill at any moment: written aside, synced, renamed; the newest whole one is found again.
 
 A checkpoint is a folder `step-000123/` with `tensors.safetensors` and, written last, `manifest.json`. A folder without
 a manifest, or whose tensors do not have the size that the manifest names, is an unfinished write and is passed over.
@@ -62,7 +62,8 @@ def complete(folder: Path) -> list[Path]:
 
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None."""
-    return (complete(folder) or [None])[-1]
+    found = complete(folder)
+    return found[-1] if found else None
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,9 +85,10 @@ class Networks:
             nn.init.normal_(table.weight, std=0.1)  # PyTorch's own, 1, would drown what the layers add
         unet = UNet(TINY_UNET)
         base_keys = set(unet.state_dict())
-        for name, module in (("text_encoder", text_encoder), ("unet", unet)):
+        bases: dict[str, nn.Module] = {"text_encoder": text_encoder, "unet": unet}
+        for name, base in bases.items():
             if (file := stored(name)) is not None:
-                module.load_state_dict(_float32(file.tensors()))
+                base.load_state_dict(_float32(file.tensors()))
         added: dict[str, Mapping[str, nn.Module]] = {}
         image_encoder, image_proj = None, None
         if "motion" in parts:
@@ -118,7 +120,7 @@ class Networks:
                 frozen.requires_grad_(False).eval()
         return cls(
             vae,
-            vae_file.sha256(),
+            _digest({k: v for k, v in vae.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}),
             tokenizer,
             text_encoder,
             unet,
@@ -187,7 +189,7 @@ class Networks:
             if not touched and source.is_file():
                 shutil.copyfile(source, folder / source.name)
                 continue
-            extra = {"schedule": self.schedule} if name in ("motion", "unet") else {}
+            extra: dict[str, Any] = {"schedule": self.schedule} if name in ("motion", "unet") else {}
             load.save_part(folder / f"{name}.safetensors", dict(tensors), self.configs.get(name), **extra, **facts)
         carried = ["vae.safetensors", "image_encoder.safetensors", *load.TEXT_FILES]
         for file in carried:
@@ -198,3 +200,11 @@ class Networks:
 
 def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of some tensors' values in key order."""
+    out = hashlib.sha256()
+    for _, value in sorted(tensors.items()):
+        out.update(value.contiguous().numpy().tobytes())
+    return out.hexdigest()

@@ -3,6 +3,9 @@
 Loss: L1 + 0.5 L2 + 0.5 L1 of the picture's gradients (edges are what a small autoencoder loses first) + a light KL.
 At the end each latent channel is brought to mean 0 and standard deviation 1 by folding the affine map into the 1x1
 convolutions around the latent, so that the stored scaling factor is 1.
+
+`--polish FILE` goes on with the decoder of a finished VAE. Its encoder stays as it is, and so do all latents: a network
+that was trained on them needs nothing new.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from i2v import config
+from i2v import config, load
 from i2v.config import flag
 from i2v.data.world import WORLDS, make_clip
 from i2v.models.vae import VAE, VAEConfig
@@ -38,6 +41,7 @@ class VAETraining:
     """Train the miniature's VAE on frames of the procedural world."""
 
     out: Path = flag(Path("runs/tiny/vae"), "folder for checkpoints, log and the finished vae.safetensors")
+    polish: Path | None = flag(None, "a finished vae.safetensors whose decoder is trained further")
     world: str = flag("level_1", "level of the procedural world")
     size: int = flag(64, "side of the frames in pixels")
     frames: int = flag(12000, "how many frames are drawn beforehand")
@@ -86,7 +90,7 @@ def standardise(vae: VAE, frames: Tensor) -> list[float]:
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
     channels = len(mean)
     quant, post = vae.quant_conv, vae.post_quant_conv
-    if quant is None or post is None:
+    if quant is None or post is None or quant.bias is None or post.bias is None:
         raise ValueError("this VAE has no 1x1 convolutions around its latent to fold the statistics into")
     quant.weight[:channels] /= std[:, None, None, None]
     quant.bias[:channels] = (quant.bias[:channels] - mean) / std
@@ -98,9 +102,15 @@ def standardise(vae: VAE, frames: Tensor) -> list[float]:
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.from_command_line(VAETraining, argv)
-    torch.manual_seed(cfg.seed)  # the only use of the global generator: the initial weights
-    vae = VAE(TINY_VAE).to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        vae = VAE(TINY_VAE)
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     named = dict(vae.named_parameters())
+    if cfg.polish is not None:
+        vae.load_state_dict({k: v.float() for k, v in load.header(cfg.polish).tensors().items()})
+        vae.encoder.requires_grad_(False)
+        named = {k: v for k, v in named.items() if k.startswith(("decoder.", "post_quant_conv."))}
     optimizer = torch.optim.AdamW(named.values(), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     ema, start, spent = EMA(named, 0.998), 0, 0.0
     if (found := checkpoint.latest(cfg.out)) is not None:
@@ -156,9 +166,11 @@ def main(argv: list[str] | None = None) -> None:
             state |= {f"optim.{k}": v for k, v in optimizer_tensors(optimizer, named).items()}
             checkpoint.save(cfg.out, step + 1, state, {"seconds": time.monotonic() - began})
 
-    vae.load_state_dict(ema.shadow)
-    deviations = standardise(vae, frames[:2048])
-    numbers = {"psnr_val": round(psnr(vae, held_out), 2), "channel_std_before": deviations}
+    vae.load_state_dict(vae.state_dict() | ema.shadow)
+    numbers: dict[str, object] = {}
+    if cfg.polish is None:
+        numbers["channel_std_before"] = standardise(vae, frames[:2048])
+    numbers["psnr_val"] = round(psnr(vae, held_out), 2)
     print(numbers)
     save_part(
         cfg.out / "vae.safetensors", vae, TINY_VAE, numbers=json.dumps(numbers), recipe=json.dumps(config.to_dict(cfg))
