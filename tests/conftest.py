@@ -133,8 +133,12 @@ def shared_media() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """The device under test: `I2V_TEST_DEVICE`, by default the CPU."""
-    return torch.device(os.environ.get("I2V_TEST_DEVICE", "cpu"))
+    """The device under test: `I2V_TEST_DEVICE`, by default the CPU. Comparisons want float32, not TF32."""
+    chosen = torch.device(os.environ.get("I2V_TEST_DEVICE", "cpu"))
+    if chosen.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return chosen
 
 
 @pytest.fixture(scope="session")
