@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -67,10 +68,10 @@ def _shake(module: nn.Module) -> None:
                 parameter.normal_(std=0.05)
 
 
-def write_vocabulary(folder: Path) -> tuple[int, int]:
-    """A vocabulary whose merges spell WORDS; returns its size and the end token's number."""
+def write_vocabulary(folder: Path, words: Sequence[str] = WORDS) -> tuple[int, int]:
+    """A vocabulary whose merges spell `words`; returns its size and the end token's number."""
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             pair = (pieces[0], pieces[1])

@@ -1,0 +1,186 @@
+"""Whole runs of train.py on a toy: stopped and resumed, finished, exported, and the numbers they give."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toy_training
+from toy_training import PAUSED, Toy, same, weights
+
+import train
+from i2v.load import load
+from i2v.training import checkpoint
+from i2v.training.networks import Networks
+
+# Made with torch 2.13.0 on a CPU, one thread; weights and draws come from numpy's Philox, not from torch.
+LOSSES = [1.204252, 1.156233, 1.028263, 1.309631, 0.974761, 1.033366]
+
+
+@pytest.fixture(scope="module")
+def unbroken(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`out` of six steps without a pause."""
+    out = tmp_path_factory.mktemp("unbroken")
+    toy.run(out)
+    return out
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def equals(out: Path, unbroken: Path) -> bool:
+    """Exported weights and the last checkpoint (tensors, moving average, optimizer) to the bit."""
+    newest = [checkpoint.latest(folder) for folder in (out, unbroken)]
+    assert newest[0] and newest[1] and newest[0].name == newest[1].name == "step-000006"
+    exported = same(weights(out / "weights"), weights(unbroken / "weights"))
+    return exported and same(weights(newest[0]), weights(newest[1]))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
+    """SIGTERM arrives while the batch that starts with `sample` is drawn."""
+    draw = train.draw
+
+    def interrupted(cfg: Any, data: Any, networks: Any, first: int, count: int) -> train.Batch:
+        if first == sample:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(cfg, data, networks, first, count)
+
+    monkeypatch.setattr(train, "draw", interrupted)
+
+
+def test_sigterm_saves_and_exits_and_the_same_command_goes_on(
+    toy: Toy, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)  # in the fourth step, which is finished first
+        toy.run(tmp_path, save_every=100)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000004"]
+    assert not (tmp_path / "weights").exists() and "stopped by a signal at step 4" in capsys.readouterr().out
+    toy.run(tmp_path, save_every=100)
+    assert f"going on from {tmp_path / 'step-000004'}" in capsys.readouterr().out
+    assert equals(tmp_path, unbroken)
+    assert [row["loss"] for row in log(tmp_path)] == [row["loss"] for row in log(unbroken)]
+    assert [row["lr"] for row in log(tmp_path)] == [row["lr"] for row in log(unbroken)]
+
+
+def test_kill_9_while_a_checkpoint_is_written(toy: Toy, unbroken: Path, tmp_path: Path, root: Path) -> None:
+    """The real thing, in a process of its own, between the checkpoint's last byte and its name."""
+    command = [sys.executable, toy_training.__file__, "--pause-in-checkpoint", "4", *toy.flags(tmp_path)]
+    paths = os.pathsep.join([str(root), str(root / "tests")])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": paths}
+    ) as child:
+        assert child.stdout is not None
+        seen = any(PAUSED in line for line in child.stdout)
+        child.send_signal(signal.SIGKILL)
+    assert seen and child.returncode == -signal.SIGKILL
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000002"]
+    toy.run(tmp_path)
+    assert equals(tmp_path, unbroken)
+
+
+def test_resuming_needs_every_part_of_the_state(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
+    """A checkpoint whose optimizer or average is a little off gives other bits: the comparisons above can fail."""
+    for kind in ("optim.exp_avg_sq", "ema.", "model."):
+        out = tmp_path / kind
+        source = unbroken / "step-000004"
+        tensors, facts = checkpoint.load(source)
+        spoilt = next(k for k in tensors if k.startswith(kind) and tensors[k].ndim)
+        tensors[spoilt] = tensors[spoilt] * 1.5 + 1e-3
+        checkpoint.save(out, 4, tensors, {k: v for k, v in facts.items() if k not in ("step", "bytes")})
+        toy.run(out)
+        assert not equals(out, unbroken)
+
+
+def test_the_same_command_after_the_end_changes_nothing(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
+    def files() -> dict[str, bytes]:
+        return {str(p.relative_to(tmp_path)): p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+
+    toy.run(tmp_path)
+    first = files()
+    toy.run(tmp_path)
+    assert files() == first and "log.jsonl" in first and not [name for name in first if ".unfinished" in name]
+    assert equals(tmp_path, unbroken)  # and two runs are the same run
+
+
+def test_changed_settings_are_told(
+    toy: Toy, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, facts = checkpoint.load(unbroken / "step-000006")
+    checkpoint.save(tmp_path, 6, tensors, {"config": facts["config"], "seconds": 1.0})
+    toy.run(tmp_path, lr=0.5)
+    said = capsys.readouterr().out
+    assert "settings differ" in said and "'lr': (0.01, 0.5)" in said and "seed" not in said
+
+
+def test_frozen_tensors_keep_their_bits(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only W_Q' and W_O' change, all of them; VAE and image encoder do not either; no global generator is moved."""
+    built: list[Networks] = []
+    build = Networks.build
+
+    def kept(*arguments: Any) -> Networks:
+        built.append(build(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(Networks, "build", kept)
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
+    toy.run(tmp_path, steps=2)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert np.random.get_state()[1].tolist() == state[1]  # type: ignore[index] # noqa: NPY002
+    fresh, after = toy.build(toy.config()), built[0]
+    changed = {k for k, v in fresh.named_parameters().items() if not torch.equal(v, after.named_parameters()[k])}
+    assert changed == {k for k in fresh.named_parameters() if k.startswith("i2v_adapter.")}
+    blocks = {k.rsplit(".", 2)[0] for k in changed}
+    assert changed == {f"{b}.{k}" for b in blocks for k in ("to_q.weight", "to_out.weight", "to_out.bias")}
+    for frozen in ("vae", "image_encoder"):
+        assert same(getattr(fresh, frozen).state_dict(), getattr(after, frozen).state_dict())
+
+
+def test_what_is_exported_is_a_whole_working_model(toy: Toy, unbroken: Path) -> None:
+    """Frozen files are copies to the byte; the adapter is the moving average; the pipeline loads and uses it."""
+    folder = unbroken / "weights"
+    start = {p.name: p.read_bytes() for p in toy.init.iterdir()}
+    assert {p.name for p in folder.iterdir()} == {*start, "i2v_adapter.safetensors"}
+    assert all((folder / name).read_bytes() == content for name, content in start.items())
+    newest = weights(unbroken / "step-000006")
+    adapter = {k: v for k, v in weights(folder).items() if k.startswith("i2v_adapter.")}
+    average = {k.removeprefix("tensors.ema."): v for k, v in newest.items() if k.startswith("tensors.ema.")}
+    assert same(adapter, {k: v.half() for k, v in average.items()})
+    assert not same(adapter, {k: newest[f"tensors.model.{k}"].half() for k in adapter})
+    pipe = load(folder=folder)
+    picture = np.random.Generator(np.random.Philox(1)).integers(0, 255, (64, 64, 3), np.uint8)
+    on, off = (pipe(picture, "a red ball", steps=2, num_frames=3, i2v_scale=scale).frames for scale in (1.0, 0.0))
+    assert on.shape == (3, 64, 64, 3) and not np.array_equal(on, off)
+
+
+def test_the_loss_curve(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
+    """Six steps equal stored numbers: a change of draws, weights, schedule, loss or optimizer shows here."""
+    curve = [row["loss"] for row in log(unbroken)]
+    assert curve == pytest.approx(LOSSES, abs=1e-4)
+    for change in ({"lr": 0.009}, {"seed": 1}, {"clean_first": False}, {"weight_decay": 1.0}):
+        out = tmp_path / next(iter(change))
+        toy.run(out, **change)
+        assert [row["loss"] for row in log(out)] != pytest.approx(LOSSES, abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoints before it stay."""
+    loss_of, seen = train.loss_of, []
+
+    def spoilt(*arguments: Any) -> torch.Tensor:
+        seen.append(0)
+        return loss_of(*arguments) * (float("nan") if len(seen) > 4 else 1)
+
+    monkeypatch.setattr(train, "loss_of", spoilt)
+    with pytest.raises(FloatingPointError, match="nan at step 4.*--lr"):
+        toy.run(tmp_path, save_every=1)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000004"

@@ -1,0 +1,200 @@
+"""One step of the training: what is drawn, what is noised, what the loss sees, what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy_training import Toy, same
+
+import train
+from i2v import config
+from i2v.config import ConfigError
+from i2v.data.latents import WorldLatents
+from i2v.data.world import WORLDS, captions
+from i2v.training.networks import Networks
+
+
+@pytest.fixture(scope="module")
+def data(toy: Toy) -> WorldLatents:
+    cfg = toy.config()
+    return toy.build(cfg).encoded_world(cfg.cache, cfg.world, "train", cfg.clips)
+
+
+@pytest.fixture
+def networks(toy: Toy) -> Networks:
+    """With an adapter that has an effect: a fresh one gives zero."""
+    built = toy.build(toy.config())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in built.named_parameters().items():
+            if name.startswith("i2v_adapter."):
+                value.add_(torch.randn(value.shape, generator=generator), alpha=0.1)
+    return built
+
+
+def joined(batches: list[train.Batch]) -> dict[str, Any]:
+    out: dict[str, Any] = {"captions": [c for b in batches for c in b.captions]}
+    for name in ("latents", "noise", "timesteps", "pictures"):
+        out[name] = torch.cat([getattr(b, name) for b in batches])
+    return out
+
+
+def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    tensors = [{k: v for k, v in x.items() if isinstance(v, Tensor)} for x in (a, b)]
+    return a["captions"] == b["captions"] and same(*tensors)
+
+
+def test_draws_depend_on_seed_and_sample_alone(toy: Toy, data: WorldLatents, networks: Networks) -> None:
+    """However the samples are cut into batches, whatever was drawn before: what lets a run stop and go on anywhere."""
+    cfg = toy.config()
+
+    def draws(sizes: list[int], first: int = 0, **changed: Any) -> dict[str, Any]:
+        starts = [first + sum(sizes[:k]) for k in range(len(sizes))]
+        return joined([train.draw(replace(cfg, **changed), data, networks, s, n) for s, n in zip(starts, sizes)])
+
+    whole = draws([12])
+    assert equal(whole, draws([2] * 6)) and equal(whole, draws([1, 5, 6], batch=3, steps=99, lr=1.0))
+    tail = draws([4], first=8)
+    assert torch.equal(tail["noise"], whole["noise"][8:]) and tail["captions"] == whole["captions"][8:]
+    other = draws([12], seed=1)
+    assert all(not torch.equal(whole[k], other[k]) for k in ("latents", "noise", "timesteps", "pictures"))
+    assert len({tuple(row.flatten()[:3].tolist()) for row in whole["noise"]}) == 12
+    assert whole["latents"].shape == whole["noise"].shape == (12, 3, 4, 4, 4)
+
+
+def test_timesteps_are_uniform_and_conditions_are_dropped_as_often_as_asked(
+    toy: Toy, data: WorldLatents, networks: Networks
+) -> None:
+    cfg = toy.config(drop_text=0.3, drop_image=0.2, num_frames=1, clips=6)
+    batch = train.draw(cfg, data, networks, 0, 400)
+    counts = torch.histc(batch.timesteps.float(), 10, 0, 1000)
+    assert batch.timesteps.min() >= 0 and batch.timesteps.max() < 1000 and (counts - 40).abs().max() <= 3
+    assert batch.pictures is not None
+    no_text = [caption == "" for caption in batch.captions]
+    no_image = [not picture.any() for picture in batch.pictures]
+    assert sum(no_text) / 400 == pytest.approx(0.3, abs=0.07) and sum(no_image) / 400 == pytest.approx(0.2, abs=0.06)
+    assert sum(a and b for a, b in zip(no_text, no_image)) / 400 == pytest.approx(0.06, abs=0.035)  # independently
+    assert set(batch.captions) - {""} == set(data.captions)
+    assert len({tuple(z.flatten().tolist()) for z in batch.latents}) > 40  # single pictures come from the whole clip
+    bare = train.draw(replace(cfg, parts=("motion",)), data, networks, 0, 2)
+    assert bare.pictures is None and torch.equal(bare.latents, batch.latents[:2])
+
+
+def test_a_clip_keeps_its_whole_motion(toy: Toy, data: WorldLatents, networks: Networks) -> None:
+    """First and last frame are always among the frames, the others evenly between."""
+    for number, frames in ((2, [0, 15]), (3, [0, 8, 15]), (4, [0, 5, 10, 15]), (16, list(range(16)))):
+        drawn = train.draw(toy.config(num_frames=number), data, networks, 0, 1).latents[0]
+        assert any(torch.equal(drawn, data.clip(index, frames)) for index in range(len(data)))
+
+
+def seen_by_unet(networks: Networks, run: Any) -> tuple[Tensor, Tensor]:
+    """The UNet's input and the gradient of its output, (B, F, ...), while `run()` makes a loss."""
+    caught: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        output.requires_grad_().retain_grad()
+        caught.extend((inputs[0], output))
+
+    hook = networks.unet.register_forward_hook(keep)
+    run().sum().backward()
+    hook.remove()
+    assert caught[1].grad is not None
+    return caught[0].unflatten(0, (-1, 3)), caught[1].grad.unflatten(0, (-1, 3))
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_the_first_frame_is_clean_and_out_of_the_loss(
+    toy: Toy, data: WorldLatents, networks: Networks, clean: bool
+) -> None:
+    """Off, all of it turns around: the test sees what the setting does."""
+    cfg = toy.config(clean_first=clean)
+    batch = train.draw(cfg, data, networks, 0, 2)
+    given, gradient = seen_by_unet(networks, lambda: train.loss_of(cfg, networks, batch))
+    noisy = networks.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    assert torch.equal(given[:, 1:], noisy[:, 1:])
+    assert torch.equal(given[:, 0], (batch.latents if clean else noisy)[:, 0])
+    assert not torch.equal(batch.latents[:, 0], noisy[:, 0])
+    assert gradient[:, 1:].flatten(1).any(1).all() and gradient[:, 0].any() == (not clean)
+
+    noise = batch.noise.clone()
+    noise[:, 0] += 1
+    losses = [train.loss_of(cfg, networks, b).detach() for b in (batch, replace(batch, noise=noise))]
+    assert losses[0].shape == (2,) and torch.equal(*losses) == clean
+    other = train.loss_of(replace(cfg, clean_first=not clean), networks, batch)
+    assert (other - losses[0]).abs().min() > 1e-3
+
+
+def test_the_adapter_sees_the_first_frame(toy: Toy, data: WorldLatents, networks: Networks) -> None:
+    """Another first frame, another loss, and gradients in every trained tensor."""
+    cfg = toy.config()
+    chosen = train.trained_tensors(cfg, networks)
+    batch = train.draw(cfg, data, networks, 0, 2)
+    train.loss_of(cfg, networks, batch).mean().backward()
+    named = networks.named_parameters()
+    assert all(p.grad is not None and p.grad.any() for p in chosen.values())
+    assert all(p.grad is None for name, p in named.items() if name not in chosen)
+
+
+def test_single_pictures_have_no_known_frame(toy: Toy, data: WorldLatents, networks: Networks) -> None:
+    cfg = toy.config(num_frames=1, clean_first=True)
+    assert torch.isfinite(train.loss_of(cfg, networks, train.draw(cfg, data, networks, 0, 2))).all()
+
+
+def test_bfloat16_computes_and_float32_stores(toy: Toy, data: WorldLatents, networks: Networks) -> None:
+    full, half = toy.config(), toy.config(dtype="bfloat16")
+    chosen = train.trained_tensors(half, networks)
+    batch = train.draw(full, data, networks, 0, 2)
+    a, b = (train.loss_of(cfg, networks, batch) for cfg in (full, half))
+    assert b.dtype == torch.float32 and not torch.equal(a, b) and torch.allclose(a, b, rtol=0.05)
+    b.mean().backward()
+    assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == p.dtype for p in chosen.values())
+
+
+def test_patterns_choose_what_is_trained(toy: Toy, networks: Networks) -> None:
+    cfg = toy.config(train=("i2v_adapter.*.to_q.weight", "unet.conv_in.*"))
+    chosen = train.trained_tensors(cfg, networks)
+    assert {k.rsplit(".", 2)[-2] for k in chosen} == {"to_q", "conv_in"}
+    assert {k for k, p in networks.named_parameters().items() if p.requires_grad} == set(chosen)
+    count = networks.summary(chosen)
+    assert count["i2v_adapter"]["trained"] == sum(p.numel() for k, p in chosen.items() if "to_q" in k)
+    assert count["motion"]["trained"] == 0 and count["motion"]["all"] > 0
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(toy: Toy, tmp_path: Path) -> None:
+    for wrong in (("i2v_adaptor.*",), ("i2v_adapter.*", "i2v_adaptor.*")):
+        with pytest.raises(ConfigError, match="--train 'i2v_adaptor.*' matches no tensor") as error:
+            toy.run(tmp_path / "out", train=wrong)
+        assert "names are like" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_is_repeatable_and_told_by_words(toy: Toy, data: WorldLatents, networks: Networks) -> None:
+    cfg = toy.config()
+    row = train.validate(cfg, networks, data)
+    assert set(row) == {f"{kind}_{t}" for kind in ("val", "gap") for t in (200, 400, 600, 800, 950)}
+    assert row == train.validate(replace(cfg, seed=5, drop_text=1.0, drop_image=1.0), networks, data)
+    assert all(abs(v) > 1e-7 for k, v in row.items() if k.startswith("gap"))  # even a random text encoder is heard
+    assert not [k for k in train.validate(replace(cfg, num_frames=1), networks, data) if k.startswith("gap")]
+
+
+@pytest.mark.parametrize("level", WORLDS)
+def test_another_motion_is_another_true_caption(level: str) -> None:
+    world = WORLDS[level]
+    known = set(captions(world))
+    for caption in sorted(known)[::197]:
+        others = {train.other_motion(world, caption, turn) for turn in range(len(world.motions))}
+        assert caption not in others and len(others) == len(world.motions) - 1 and others <= known
+
+
+@pytest.mark.parametrize("name", ["1-image", "2-motion", "3-content", "4-i2v"])
+def test_the_stages_settings_are_settings(root: Path, name: str) -> None:
+    """Each file is read without a complaint, and the last stage trains what the paper trains."""
+    cfg = config.from_command_line(train.Training, ["--config", str(root / "configs" / "tiny" / f"{name}.json")])
+    assert cfg != train.Training() and {f.name for f in fields(cfg)} == set(config.to_dict(cfg))
+    if name == "4-i2v":
+        assert cfg.train == ("i2v_adapter.*",) and cfg.clean_first and cfg.num_frames == 16
