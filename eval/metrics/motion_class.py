@@ -167,12 +167,17 @@ def _resized(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(picture, (side, side), interpolation=method), np.uint8)
 
 
-def flows(frames: NDArray[np.uint8], side: int = SIDE) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """DIS optical flow of consecutive frames, there and back: (side, side, 2) in pixels of `side`."""
-    grey = [cv2.cvtColor(_resized(frame, side), cv2.COLOR_RGB2GRAY) for frame in frames]
+def grey_pictures(frames: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """The frames' luma at SIDE pixels."""
+    return [np.asarray(cv2.cvtColor(_resized(frame, SIDE), cv2.COLOR_RGB2GRAY), np.uint8) for frame in frames]
+
+
+def flow(first: NDArray[np.uint8], second: NDArray[np.uint8], start: NDArray[np.float32] | None = None
+         ) -> NDArray[np.float32]:  # fmt: skip
+    """DIS optical flow from one grey picture to another, in pixels, (H, W, 2); `start` is a first guess."""
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    pairs = zip(grey[:-1], grey[1:], strict=True)
-    return [(dis.calc(a, b, None), dis.calc(b, a, None)) for a, b in pairs]
+    guess = np.zeros((*first.shape, 2), np.float32) if start is None else start.copy()
+    return np.asarray(dis.calc(first, second, guess), np.float32)
 
 
 def _follow(frames: NDArray[np.uint8], area: NDArray[np.uint8]) -> tuple[Tracked, Tracked]:
@@ -185,7 +190,9 @@ def _follow(frames: NDArray[np.uint8], area: NDArray[np.uint8]) -> tuple[Tracked
     on = mask[inside[:, 1], inside[:, 0]] > 0
     start = [inside[on].astype(np.float32), inside[beside].astype(np.float32)]
     now, alive = [points.copy() for points in start], [np.ones(len(points), bool) for points in start]
-    for there, back in flows(frames):
+    grey = grey_pictures(frames)
+    for before, after in zip(grey[:-1], grey[1:], strict=True):
+        there, back = flow(before, after), flow(after, before)
         for k in range(2):
             moved = now[k] + _at(there, now[k])
             missed = np.linalg.norm(moved + _at(back, moved) - now[k], axis=1)
