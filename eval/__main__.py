@@ -1,0 +1,21 @@
+"""`python -m eval miniature`: measures a model."""
+
+from __future__ import annotations
+
+import sys
+
+from eval import miniature
+
+COMMANDS = {"miniature": miniature.main}
+
+
+def main(argv: list[str]) -> None:
+    """The first word is the command; the rest are its flags."""
+    if not argv or argv[0] not in COMMANDS:
+        given = f"there is no evaluation {argv[0]!r}" if argv else "name an evaluation"
+        raise SystemExit(f"python -m eval: error: {given}; known are {', '.join(COMMANDS)}")
+    COMMANDS[argv[0]](argv[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
