@@ -193,7 +193,8 @@ def main(argv: list[str] | None = None) -> None:
 
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
-    bar, running = tqdm(total=cfg.steps, initial=step, desc=cfg.out.name, mininterval=5), 0.0
+    bar = tqdm(total=cfg.steps, initial=step, desc=cfg.out.name, mininterval=5)
+    since: list[float] = []  # losses since the last line of the log
     while step < cfg.steps and not stop:
         began = time.monotonic()
         optimizer.param_groups[0]["lr"] = rate = learning_rate(
@@ -208,18 +209,14 @@ def main(argv: list[str] | None = None) -> None:
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {step}; lower --lr or use --dtype float32")
-        step, seconds, running = step + 1, seconds + time.monotonic() - began, running + value
+        step, seconds = step + 1, seconds + time.monotonic() - began
+        since.append(value)
         bar.update()
-        if step % cfg.log_every == 0:
-            row = {
-                "step": step,
-                "loss": running / cfg.log_every,
-                "norm": norm.item(),
-                "lr": rate,
-                "seconds": round(seconds, 1),
-            }
+        if step % cfg.log_every == 0 or step % cfg.validate_every == 0:
+            row = {"step": step, "loss": sum(since) / len(since), "norm": norm.item(), "lr": rate}
+            row["seconds"] = round(seconds, 1)
             bar.set_postfix(loss=f"{row['loss']:.4f}")
-            running = 0.0
+            since.clear()
             if step % cfg.validate_every == 0:
                 row |= validate(cfg, networks, held_out)
             log.write(json.dumps(row) + "\n")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from eval.intervals import bootstrap_interval, wilson_interval
 from eval.metrics.motion_class import measure_motion
 from eval.metrics.similarity import first_frame_similarity
-from eval.sheets import contact_sheet
+from eval.sheets import write_sheet
 from i2v import config
 from i2v.config import flag
 from i2v.data.world import WORLDS, Clip, counterfactuals
@@ -157,8 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     config.write_text(cfg.out / "results.json", json.dumps(facts, indent=1) + "\n")
     config.write_text(cfg.out / "table.md", table(results))
     first = videos["full"][:20]  # in order, unchosen
-    sheet = contact_sheet([frames for _, frames in first], [clip.caption for clip, _ in first])
-    cv2.imwrite(str(cfg.out / "sheet.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    write_sheet(cfg.out / "sheet.png", [frames for _, frames in first], [clip.caption for clip, _ in first])
     print(table(results))
     print("asked (rows) against measured (columns):", *world.motions, sep="\n  ")
     for name, counts in zip(world.motions, matrix):

@@ -79,7 +79,7 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     captions: list[str] = []
-    out: np.ndarray | None = None
+    out: np.memmap | None = None
     aside = data.with_name(f".{data.name}.unfinished")
     for index in tqdm(range(clips), desc=f"latents of {split}", mininterval=2):
         clip = make_clip(world, split, index, num_frames=num_frames, size=size)

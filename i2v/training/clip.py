@@ -44,12 +44,12 @@ TINY_IMAGE_ENCODER = CLIPVisionConfig(
 class CLIPTraining:
     """Train the miniature's image encoder against the text encoder of --init."""
 
-    init: Path = flag(Path("runs/tiny/motion/weights"), "folder with text_encoder.safetensors, vocab.json, merges.txt")
+    init: Path = flag(Path("runs/tiny/image/weights"), "folder with text_encoder.safetensors, vocab.json, merges.txt")
     out: Path = flag(Path("runs/tiny/clip"), "folder for the log and image_encoder.safetensors")
     world: str = flag("level_1", "level of the procedural world")
     size: int = flag(64, "side of the pictures in pixels")
     pictures: int = flag(6000, "how many scenes are drawn beforehand")
-    steps: int = flag(1000, "optimizer steps")
+    steps: int = flag(600, "optimizer steps")
     batch: int = flag(128, "pictures per step")
     lr: float = flag(1e-3, "peak learning rate")
     seed: int = flag(0, "seed of the weights and the order")
