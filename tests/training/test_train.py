@@ -17,9 +17,10 @@ import toy_training
 from toy_training import PAUSED, Toy, same, weights
 
 import train
-from i2v.load import load
+from i2v.load import header as load_header
+from i2v.load import load, schedule_of
 from i2v.training import checkpoint
-from i2v.training.networks import Networks
+from i2v.training.networks import TINY_SCHEDULE, Networks
 
 # Made with torch 2.13.0 on a CPU, one thread; weights and draws come from numpy's Philox, not from torch.
 LOSSES = [1.204252, 1.156233, 1.028263, 1.309631, 0.974761, 1.033366]
@@ -92,8 +93,7 @@ def test_resuming_needs_every_part_of_the_state(toy: Toy, unbroken: Path, tmp_pa
     """A checkpoint whose optimizer or average is a little off gives other bits: the comparisons above can fail."""
     for kind in ("optim.exp_avg_sq", "ema.", "model."):
         out = tmp_path / kind
-        source = unbroken / "step-000004"
-        tensors, facts = checkpoint.load(source)
+        tensors, facts = checkpoint.load(unbroken / "step-000004")
         spoilt = next(k for k in tensors if k.startswith(kind) and tensors[k].ndim)
         tensors[spoilt] = tensors[spoilt] * 1.5 + 1e-3
         checkpoint.save(out, 4, tensors, {k: v for k, v in facts.items() if k not in ("step", "bytes")})
@@ -132,10 +132,11 @@ def test_frozen_tensors_keep_their_bits(toy: Toy, tmp_path: Path, monkeypatch: p
         return built[-1]
 
     monkeypatch.setattr(Networks, "build", kept)
-    state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
-    toy.run(tmp_path, steps=2)
-    assert torch.equal(torch.get_rng_state(), state[0])
-    assert np.random.get_state()[1].tolist() == state[1]  # type: ignore[index] # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(987)
+        state = torch.get_rng_state()
+        toy.run(tmp_path, steps=2)
+        assert torch.equal(torch.get_rng_state(), state)
     fresh, after = toy.build(toy.config()), built[0]
     changed = {k for k, v in fresh.named_parameters().items() if not torch.equal(v, after.named_parameters()[k])}
     assert changed == {k for k in fresh.named_parameters() if k.startswith("i2v_adapter.")}
@@ -153,13 +154,25 @@ def test_what_is_exported_is_a_whole_working_model(toy: Toy, unbroken: Path) -> 
     assert all((folder / name).read_bytes() == content for name, content in start.items())
     newest = weights(unbroken / "step-000006")
     adapter = {k: v for k, v in weights(folder).items() if k.startswith("i2v_adapter.")}
-    average = {k.removeprefix("tensors.ema."): v for k, v in newest.items() if k.startswith("tensors.ema.")}
-    assert same(adapter, {k: v.half() for k, v in average.items()})
+    assert same(adapter, {k: newest[f"tensors.ema.{k}"].half() for k in adapter})
     assert not same(adapter, {k: newest[f"tensors.model.{k}"].half() for k in adapter})
     pipe = load(folder=folder)
     picture = np.random.Generator(np.random.Philox(1)).integers(0, 255, (64, 64, 3), np.uint8)
     on, off = (pipe(picture, "a red ball", steps=2, num_frames=3, i2v_scale=scale).frames for scale in (1.0, 0.0))
     assert on.shape == (3, 64, 64, 3) and not np.array_equal(on, off)
+
+
+def test_one_stage_follows_another(toy: Toy, tmp_path: Path) -> None:
+    """A trained part that was in --init is written anew, the next stage starts from it and says what it was made by."""
+    first = toy.run(tmp_path / "1", parts=("motion",), train=("motion.*",), clean_first=False, steps=1)
+    before, after = weights(toy.init), weights(first)
+    trained = {k for k in after if k.startswith("motion.")}
+    assert {k for k in after if not torch.equal(after[k], before[k])} == trained
+    header = load_header(first / "motion.safetensors")
+    assert header.metadata["steps"] == 1 and header.metadata["recipe"]["train"] == ["motion.*"]
+    assert schedule_of(header) == TINY_SCHEDULE
+    second = toy.build(toy.config(init=first, parts=("motion", "i2v_adapter"))).named_parameters()
+    assert all(torch.equal(second[k], after[k].float()) for k in trained)
 
 
 def test_the_loss_curve(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
