@@ -1,12 +1,10 @@
-"""The toy run's files, made once."""
+"""The toy run's files and one run, made once."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import torch
 from toy_training import Toy
 
 
@@ -16,10 +14,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return Toy(tmp_path_factory.mktemp("toy"))
 
 
-@pytest.fixture(autouse=True)
-def contained() -> Iterator[None]:
-    """The signal handler and the thread count that a run sets are put back after it."""
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def unbroken(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`out` of six steps without a pause."""
+    out = tmp_path_factory.mktemp("unbroken")
+    toy.run(out)
+    return out

@@ -7,6 +7,7 @@ stand still in the middle of writing that checkpoint, so that a test can kill it
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -109,8 +110,13 @@ class Toy:
 
     def run(self, out: Path, **changed: Any) -> Path:
         """train.py, from its command line to its end; returns the folder of finished weights."""
-        with small_networks():
-            train.main(self.flags(out, **changed))
+        handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+        try:
+            with small_networks():
+                train.main(self.flags(out, **changed))
+        finally:  # what a run sets for its process
+            signal.signal(signal.SIGTERM, handler)
+            torch.set_num_threads(threads)
         return out / "weights"
 
     def build(self, cfg: train.Training) -> networks.Networks:
