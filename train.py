@@ -13,6 +13,7 @@ import fnmatch
 import json
 import math
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,9 @@ def main(argv: list[str] | None = None) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     networks = Networks.build(cfg.init, cfg.parts, cfg.seed)
+    trained = trained_tensors(cfg, networks)  # before the clips: a wrong pattern is told at once
     data = networks.encoded_world(cfg.cache, cfg.world, "train", cfg.clips)
     held_out = networks.encoded_world(cfg.cache, cfg.world, "val", 64)
-    trained = trained_tensors(cfg, networks)
     for part, count in networks.summary(trained).items():
         print(f"{part:14} {count['trained']:>12,} trained of {count['all']:>12,}")
     optimizer = torch.optim.AdamW(trained.values(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
@@ -176,6 +177,8 @@ def main(argv: list[str] | None = None) -> None:
                 k: (facts["config"].get(k), v) for k, v in config.to_dict(cfg).items() if facts["config"].get(k) != v
             }
             print(f"note: settings differ from those of {found} (old, new): {changed}")
+        if {k[6:] for k in tensors if k.startswith("model.")} != trained.keys():
+            raise ConfigError(f"{found} trained other tensors than --train names now; take another --out")
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(tensors[f"model.{name}"])
@@ -184,7 +187,10 @@ def main(argv: list[str] | None = None) -> None:
         step, seconds, ema.updates = facts["step"], facts["seconds"], facts["step"]
         print(f"going on from {found}")
     config.save(cfg, cfg.out / "config.json")
-    log = (cfg.out / "log.jsonl").open("a")
+    path = cfg.out / "log.jsonl"  # lines after the checkpoint, of steps that are now run again, are dropped
+    lines = path.read_text().splitlines() if path.is_file() else []
+    config.write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+    log = path.open("a")
 
     def save() -> None:
         state = {f"model.{k}": v for k, v in trained.items()} | {f"ema.{k}": v for k, v in ema.shadow.items()}
@@ -235,4 +241,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

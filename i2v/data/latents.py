@@ -42,7 +42,7 @@ class WorldLatents:
         self.world, self.split, self.size, self.num_frames = world, split, size, num_frames
         facts = {"world": repr(world), "split": split, "frames": num_frames, "size": size, "vae": vae_id}
         data, about = folder / f"{split}.npy", folder / f"{split}.json"
-        if not (about.is_file() and _covers(json.loads(about.read_text()), facts, clips)):
+        if not (data.is_file() and about.is_file() and _covers(json.loads(about.read_text()), facts, clips)):
             _write(folder, data, about, world, split, clips, num_frames, size, encode, facts)
         stored = json.loads(about.read_text())
         self.latents = np.load(data, mmap_mode="r")[:clips]
@@ -92,6 +92,7 @@ def _write(
     if out is None:
         raise ValueError(f"asked for {clips} clips; at least one is needed")
     out.flush()
+    about.unlink(missing_ok=True)  # stopped between the two renames, the new clips have no text, not the old one
     os.replace(aside, data)
     aside = about.with_name(f".{about.name}.unfinished")
     aside.write_text(json.dumps({**facts, "captions": captions}))

@@ -41,10 +41,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     manifest = aside / "manifest.json"
     manifest.write_text(json.dumps({"step": step, "bytes": file.stat().st_size, **facts}, indent=1) + "\n")
     _sync(manifest)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():  # written again: the old one is moved away, not deleted before the new one has its name
+        os.replace(target, folder / f".step-{step:06d}.{os.getpid()}.old")
     os.replace(aside, target)
     _sync(folder)
-    for old in complete(folder)[:-keep]:
+    for old in [*complete(folder)[:-keep], *folder.glob(".step-*")]:  # and what killed writes have left
         shutil.rmtree(old)
     return target
 
@@ -52,12 +53,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
 def complete(folder: Path) -> list[Path]:
     """All whole checkpoints below `folder`, oldest first."""
     found = []
-    for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
+    for path in folder.glob("step-*") if folder.is_dir() else []:
         manifest, file = path / "manifest.json", path / "tensors.safetensors"
-        whole = manifest.is_file() and file.is_file()
-        if whole and json.loads(manifest.read_text())["bytes"] == file.stat().st_size:
+        try:
+            whole = json.loads(manifest.read_text())["bytes"] == file.stat().st_size
+        except (FileNotFoundError, json.JSONDecodeError):
+            whole = False
+        if whole:
             found.append(path)
-    return found
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))  # not by name: steps pass a million
 
 
 def latest(folder: Path) -> Path | None:

@@ -187,14 +187,15 @@ class Networks:
             touched = any(k.split(".")[0] == name for k in trained)
             source = self.init / f"{name}.safetensors"
             if not touched and source.is_file():
-                shutil.copyfile(source, folder / source.name)
+                if folder.resolve() != self.init.resolve():
+                    shutil.copyfile(source, folder / source.name)
                 continue
             extra: dict[str, Any] = {"schedule": self.schedule} if name in ("motion", "unet") else {}
             load.save_part(folder / f"{name}.safetensors", dict(tensors), self.configs.get(name), **extra, **facts)
         carried = ["vae.safetensors", "image_encoder.safetensors", *load.TEXT_FILES]
         for file in carried:
             source = self.init / file
-            if source.is_file():
+            if source.is_file() and folder.resolve() != self.init.resolve():
                 shutil.copyfile(source, folder / file)
 
 

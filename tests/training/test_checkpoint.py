@@ -50,11 +50,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (9, 10, 100, 1000):
+    for step in (9, 10, 999999, 1000000):
         checkpoint.save(tmp_path, step, state(step), {}, keep=3)
-    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000010", "step-000100", "step-001000"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-000100", "step-001000"]
-    assert step_of(tmp_path) == 1000
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000010", "step-999999", "step-1000000"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-1000000", "step-999999"]
+    assert step_of(tmp_path) == 1000000
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
@@ -74,8 +74,9 @@ def cut_off(path: Path) -> None:
         lambda path: (path / "tensors.safetensors").unlink(),
         lambda path: path.rename(path.with_name(f".{path.name}.unfinished")),
         cut_off,
+        lambda path: (path / "manifest.json").write_text('{"step": 2, "by'),
     ],
-    ids=["no manifest", "no tensors", "not renamed", "cut off"],
+    ids=["no manifest", "no tensors", "not renamed", "cut off", "half a manifest"],
 )
 def test_an_unfinished_folder_is_passed_over(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
     checkpoint.save(tmp_path, 1, state(1), {})
@@ -119,9 +120,9 @@ def test_dying_while_writing_leaves_the_one_before(
         patch.setattr(owner, name, dies)
         checkpoint.save(tmp_path, step, state(step), {})
     assert step_of(tmp_path) in ((1, 2) if again else (2,))
-    checkpoint.save(tmp_path, step, state(step), {})
-    assert step_of(tmp_path) == step
-    assert not list(tmp_path.glob(".*"))
+    checkpoint.save(tmp_path, 4, state(4), {})
+    assert step_of(tmp_path) == 4
+    assert not list(tmp_path.glob(".*"))  # nothing is left of it
 
 
 def test_everything_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

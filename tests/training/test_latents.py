@@ -127,18 +127,22 @@ def test_stopped_while_made_again_the_old_file_serves_its_owner(tmp_path: Path) 
 
 
 def test_stopped_between_data_and_description_it_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latents without the text beside them do not count."""
+    """Latents without the text beside them do not count, and an older text does not describe them."""
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    open_cache(tmp_path, Encoder())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "write_text", die)
-        open_cache(tmp_path, Encoder())
-    again = Encoder()
+        open_cache(tmp_path, Encoder(), vae_id="b")
+    again, gone = Encoder(), Encoder()
     open_cache(tmp_path, again)
     assert again.calls == 4
     assert json.loads((tmp_path / "train.json").read_text())["vae"] == "a"
+    (tmp_path / "train.npy").unlink()
+    open_cache(tmp_path, gone)
+    assert gone.calls == 4
 
 
 def test_no_clips_is_an_error(tmp_path: Path) -> None:

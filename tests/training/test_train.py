@@ -16,6 +16,7 @@ import toy_training
 from toy_training import PAUSED, Toy, same, weights
 
 import train
+from i2v.config import ConfigError
 from i2v.training import checkpoint
 
 # Made with torch 2.13.0 on a CPU, one thread; weights and draws come from numpy's Philox, not from torch.
@@ -107,6 +108,14 @@ def test_changed_settings_are_told(
     toy.run(tmp_path, lr=0.5)
     said = capsys.readouterr().out
     assert "settings differ" in said and "'lr': (0.01, 0.5)" in said and "seed" not in said
+
+
+def test_another_choice_of_tensors_needs_another_folder(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
+    tensors, facts = checkpoint.load(unbroken / "step-000006")
+    checkpoint.save(tmp_path, 6, tensors, {"config": facts["config"], "seconds": 1.0})
+    for pattern in ("motion.*", "i2v_adapter.*to_q*"):
+        with pytest.raises(ConfigError, match="trained other tensors.*--out"):
+            toy.run(tmp_path, train=(pattern,))
 
 
 def test_a_log_line_after_a_pause_is_a_mean(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
