@@ -1,12 +1,12 @@
-"""`python -m eval miniature`: measures a model."""
+"""`python -m eval miniature` measures a model, `python -m eval probe` the motion probe that judges it."""
 
 from __future__ import annotations
 
 import sys
 
-from eval import miniature
+from eval import miniature, probe_ceiling
 
-COMMANDS = {"miniature": miniature.main}
+COMMANDS = {"miniature": miniature.main, "probe": probe_ceiling.main}
 
 
 def main(argv: list[str]) -> None:

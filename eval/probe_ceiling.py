@@ -1,4 +1,4 @@
-"""How often `measure_motion` is right when the truth is known: `python -m eval.probe_ceiling`.
+"""How often `measure_motion` is right when the truth is known: `python -m eval probe`.
 
 Prints a Markdown table over true clips of the miniature world, plain, degraded in the ways that networks degrade
 them, and with their motion taken away. No model's clip can be judged better than this.
@@ -119,7 +119,7 @@ def right(clip: Clip, change: Callable[[Video], Video], still: bool = False) -> 
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg = config.from_command_line(ProbeCeiling, argv, "python -m eval.probe_ceiling")
+    cfg = config.from_command_line(ProbeCeiling, argv, "python -m eval probe")
     clips = [make_clip(WORLDS[cfg.world], cfg.split, i, cfg.num_frames, cfg.size) for i in range(cfg.clips)]
     print("| clips | right | share | 95 % interval |\n|---|---|---|---|")
     for still, changes in ((False, DEGRADED), (True, MOTIONLESS)):
@@ -128,7 +128,3 @@ def main(argv: list[str] | None = None) -> None:
             low, high = wilson_interval(good, len(clips))
             cells = (name, f"{good} of {len(clips)}", f"{good / len(clips):.3f}", f"{low:.3f} to {high:.3f}")
             print("|", " | ".join(cells), "|", flush=True)
-
-
-if __name__ == "__main__":
-    main()

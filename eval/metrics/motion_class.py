@@ -58,7 +58,8 @@ def measure_motion(frames: NDArray[np.uint8], mask: NDArray[np.uint8] | None = N
     Definition. The object's displacement is found in two ways. "match": frame 0's object is looked for, as a whole
     and by colour, in the last quarter of the frames (64 x 64 pixels, shifts up to half a frame): its place is where
     the squared difference to it is most below that of frame 0's background (the object painted out) at that place,
-    so a background of the object's colour is no find. The median of the places is taken when at least FOUND of the
+    so a background of the object's colour is no find; light and contrast of the frames are first brought back to
+    frame 0's by its background. The median of the places is taken when at least FOUND of the
     difference is explained there, which bears blur, noise and fading. "flow", otherwise: points on the object follow
     DIS optical flow from frame to frame at 256 pixels, checked forwards and backwards; median displacement.
     Background points give the camera's part, which is subtracted where it explains the background. Then: less than
@@ -134,15 +135,36 @@ def _match(frames: NDArray[np.uint8], area: NDArray[np.uint8]) -> tuple[float, f
         return error[y : y + 2 * pad + 1, x : x + 2 * pad + 1]
 
     gone = cv2.dilate(weight.astype(np.uint8), np.ones((5, 5), np.uint8))
-    empty = misfit(cv2.inpaint(small[0].astype(np.uint8), gone, 3, cv2.INPAINT_TELEA).astype(np.float32))
+    bare = cv2.inpaint(small[0].astype(np.uint8), gone, 3, cv2.INPAINT_TELEA).astype(np.float32)
+    empty = misfit(bare)
     places = []
     for frame in small[1:]:
-        gain = empty - misfit(frame)
+        gain = empty - misfit(_relit(frame, bare))
         row, column = np.unravel_index(int(gain.argmax()), gain.shape)
         explained = float(gain[row, column] / max(empty[row, column], 1e-6))
         places.append(((column - pad) / MATCH_SIDE, (row - pad) / MATCH_SIDE, explained))
     dx, dy, found = np.median(np.array(places), axis=0)
     return float(dx), float(dy), float(found)
+
+
+def _relit(frame: NDArray[np.float32], bare: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A frame whose background has the light and contrast of `bare` again, per colour channel.
+
+    A line is fitted to the 60 % of the pixels that lie nearest to it, which leaves the object out; where the
+    background is flat, its slope stays near 1.
+    """
+    out = np.empty_like(frame)
+    for channel in range(3):
+        x, y = bare[..., channel], frame[..., channel]
+        slope, offset = 1.0, float(np.median(y - x))
+        for _ in range(4):
+            far = np.abs(y - slope * x - offset)
+            kept = far <= np.quantile(far, 0.6)
+            dx, dy = x[kept] - x[kept].mean(), y[kept] - y[kept].mean()
+            slope = float(np.clip(((dx * dy).mean() + 100) / ((dx * dx).mean() + 100), 0.3, 3))
+            offset = float(y[kept].mean() - slope * x[kept].mean())
+        out[..., channel] = (y - offset) / slope
+    return out
 
 
 def _travelled(frames: NDArray[np.uint8], area: NDArray[np.uint8], place: tuple[float, float],
