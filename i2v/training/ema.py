@@ -25,4 +25,4 @@ class EMA:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         now = [v.detach().float() for v in self.values.values()]
-        torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
+        torch._foreach_lerp_([self.shadow[k] for k in self.values], now, 1 - decay)

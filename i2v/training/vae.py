@@ -45,7 +45,7 @@ class VAETraining:
     world: str = flag("level_1", "level of the procedural world")
     size: int = flag(64, "side of the frames in pixels")
     frames: int = flag(12000, "how many frames are drawn beforehand")
-    steps: int = flag(4000, "optimizer steps")
+    steps: int = flag(3200, "optimizer steps")
     batch: int = flag(32, "frames per step")
     lr: float = flag(2e-3, "peak learning rate")
     kl: float = flag(1e-5, "weight of the KL term (mean per latent element)")
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     if (found := checkpoint.latest(cfg.out)) is not None:
         tensors, facts = checkpoint.load(found)
         vae.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        ema.shadow = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
+        ema.shadow = {k: tensors[f"ema.{k}"] for k in named}
         restore_optimizer(optimizer, named, {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")})
         start, spent, ema.updates = facts["step"], facts["seconds"], facts["step"]
         print(f"going on from {found}")
