@@ -59,13 +59,13 @@ def measure_motion(frames: NDArray[np.uint8], mask: NDArray[np.uint8] | None = N
     and by colour, in the last quarter of the frames (64 x 64 pixels, shifts up to half a frame): its place is where
     the squared difference to it is most below that of frame 0's background (the object painted out) at that place,
     so a background of the object's colour is no find; light and contrast of the frames are first brought back to
-    frame 0's by its background. The median of the places is taken when at least FOUND of the
-    difference is explained there, which bears blur, noise and fading. "flow", otherwise: points on the object follow
-    DIS optical flow from frame to frame at 256 pixels, checked forwards and backwards; median displacement.
-    Background points give the camera's part, which is subtracted where it explains the background. Then: less than
-    STILL of the frame is "stays still", else the sign on the longer axis names the class. Growth (only when asked
-    for) is the scale of a RANSAC similarity fitted to the object's points; it decides when it is larger against
-    GROWTH than the displacement against STILL.
+    frame 0's by its background. The median of the places is taken when at least FOUND of the difference is
+    explained there, which bears blur, noise and fading. "flow", otherwise: points on the object follow DIS optical
+    flow from frame to frame at 256 pixels, checked forwards and backwards; median displacement. Background points
+    give the camera's part, which is subtracted where it explains the background. Then: less than STILL of the frame
+    is "stays still", else the sign on the longer axis names the class. Growth (only when asked for) is the scale of
+    a RANSAC similarity fitted to the object's points; it decides when it is larger against GROWTH than the
+    displacement against STILL.
 
     The thresholds were fixed on true clips of the miniature world (split "train", plain and degraded), before any
     model was measured: there, displacements are 0.19 or more for moving and 0.02 or less for still objects, and an
