@@ -11,6 +11,9 @@ COMMANDS = {"miniature": miniature.main, "probe": probe_ceiling.main}
 
 def main(argv: list[str]) -> None:
     """The first word is the command; the rest are its flags."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: python -m eval {{{','.join(COMMANDS)}}} [flags]; each of them explains its flags with --help")
+        return
     if not argv or argv[0] not in COMMANDS:
         given = f"there is no evaluation {argv[0]!r}" if argv else "name an evaluation"
         raise SystemExit(f"python -m eval: error: {given}; known are {', '.join(COMMANDS)}")
