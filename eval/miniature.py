@@ -30,6 +30,8 @@ from i2v.load import load
 from i2v.pipeline import I2VPipeline
 
 Video = NDArray[np.uint8]
+# name -> scale of the I2V-Adapter, scale of the Content-Adapter
+VARIANTS = {"full": (1.0, 1.0), "without-i2v": (0.0, 1.0), "without-content": (1.0, 0.0)}
 SEEN = 0.35  # share of the first frame's object that has to be explained in the last frames to call it recognisable
 
 
@@ -42,7 +44,7 @@ class MiniatureEvaluation:
     world: str = flag("level_1", "level of the procedural world")
     split: str = flag("val", "val: unseen scenes; held_out: pairs of object and motion that were never trained")
     scenes: int = flag(20, "pictures; each is animated once per motion")
-    ablations: int = flag(20, "how many of the pictures the rows without an adapter use")
+    rows: tuple[str, ...] = flag(("full", "without-i2v", "without-content"), "variants that are sampled")
     steps: int = flag(25, "sampling steps")
     guidance_scale: float | None = flag(None, "guidance; not given: the preset's")
     t0: float | None = flag(None, "where sampling starts; not given: the preset's")
@@ -119,13 +121,17 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.from_command_line(MiniatureEvaluation, argv, "python -m eval miniature")
+    unknown = set(cfg.rows) - VARIANTS.keys()
+    if unknown or not cfg.rows:
+        raise SystemExit(f"--rows {' '.join(unknown)}: expected one or more of {', '.join(VARIANTS)}")
     pipe = load("tiny", dtype=cfg.dtype, folder=cfg.weights)
     world = WORLDS[cfg.world]
     clips = [counterfactuals(world, cfg.split, i) for i in range(cfg.scenes)]
 
-    def sampled(count: int, name: str, i2v_scale: float = 1.0, ip_scale: float = 1.0) -> list[tuple[Clip, Video]]:
+    def sampled(name: str) -> list[tuple[Clip, Video]]:
+        i2v_scale, ip_scale = VARIANTS[name]
         made = []
-        pairs = [(i, clip) for i, clips_of in enumerate(clips[:count]) for clip in clips_of.values()]
+        pairs = [(i, clip) for i, clips_of in enumerate(clips) for clip in clips_of.values()]
         for index, clip in tqdm(pairs, desc=name, mininterval=5):
             result = pipe(
                 clip.frames[0], clip.caption, seed=index, steps=cfg.steps, guidance_scale=cfg.guidance_scale,
@@ -139,15 +145,13 @@ def main(argv: list[str] | None = None) -> None:
 
     began = time.monotonic()
     videos = {
-        "full": sampled(cfg.scenes, "full"),
-        "without I2V-Adapter": sampled(cfg.ablations, "without I2V-Adapter", i2v_scale=0.0),
-        "without Content-Adapter": sampled(cfg.ablations, "without Content-Adapter", ip_scale=0.0),
+        **{name: sampled(name) for name in cfg.rows},
         "floor: frame 0 repeated": every(lambda clip: np.repeat(clip.frames[:1], len(clip.frames), 0)),
         "ceiling: truth through the VAE": every(lambda clip: through_vae(pipe, clip.frames)),
     }
-    rows = {name: measure(made) for name, made in videos.items() if made}
+    rows = {name: measure(made) for name, made in videos.items()}
     results = {name: row.summary() for name, row in rows.items()}
-    matrix = confusion(rows["full"], world.motions)
+    matrix = confusion(rows[cfg.rows[0]], world.motions)
     cfg.out.mkdir(parents=True, exist_ok=True)
     facts = {
         "settings": config.to_dict(cfg), "weights": pipe.weights, "seconds": round(time.monotonic() - began, 1),
@@ -155,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     }  # fmt: skip
     config.write_text(cfg.out / "results.json", json.dumps(facts, indent=1) + "\n")
     config.write_text(cfg.out / "table.md", table(results))
-    first = videos["full"][:20]  # in order, unchosen
+    first = videos[cfg.rows[0]][:20]  # in order, unchosen
     write_sheet(cfg.out / "sheet.png", [frames for _, frames in first], [clip.caption for clip, _ in first])
     print(table(results))
     print("asked (rows) against measured (columns):", *world.motions, sep="\n  ")
