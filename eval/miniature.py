@@ -156,6 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     facts = {
         "settings": config.to_dict(cfg), "weights": pipe.weights, "seconds": round(time.monotonic() - began, 1),
         "results": results, "motions": world.motions, "confusion": matrix,
+        "clips": {name: vars(row) for name, row in rows.items()},
     }  # fmt: skip
     config.write_text(cfg.out / "results.json", json.dumps(facts, indent=1) + "\n")
     config.write_text(cfg.out / "table.md", table(results))
