@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+STOPPED = "sample.py: stopped; no half-written file is left"
+
+
+def stop_at_once(*_: object) -> None:
+    """Ctrl-C while torch is imported, which takes seconds and would end in Python's traceback."""
+    os.write(2, f"\n{STOPPED}\n".encode())
+    os._exit(130)
+
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, stop_at_once)
+
 import torch
 
 from i2v import load, presets, replay
-from i2v.config import ConfigError, flag, from_command_line
+from i2v.config import ConfigError, flag, from_command_line, from_dict
 from i2v.request import Request
 from i2v.video import check_output, read_image, settings_beside, write_video
 
@@ -41,14 +56,17 @@ def parse(argv: Sequence[str] | None) -> tuple[SampleConfig, replay.Recipe | Non
     """The config, and the recipe of the video that `--from` names."""
     cfg = from_command_line(SampleConfig, argv, "sample.py")
     recipe = replay.recipe(cfg.from_) if cfg.from_ is not None else None
-    base = recipe.flags() if recipe else presets.released_settings() if cfg.release else {}
+    base = recipe.flags() if recipe else {}
+    from_dict(SampleConfig, base, f"--from {cfg.from_}")
+    if cfg.release:
+        base |= presets.released_settings()
     return (from_command_line(SampleConfig, argv, "sample.py", base) if base else cfg), recipe
 
 
 def output_of(cfg: SampleConfig, image: Path) -> Path:
     """The given output, or <image>_<seed>.mp4 here, with the first free number appended where that exists."""
     if cfg.output is not None:
-        return check_output(cfg.output, cfg.overwrite)
+        return check_output(cfg.output, cfg.overwrite, cfg.fps)
     target = Path(f"{image.stem}_{cfg.seed}.mp4")
     number = 1
     while not cfg.overwrite and (target.exists() or settings_beside(target).exists()):
@@ -61,9 +79,12 @@ def run(argv: Sequence[str] | None = None) -> Path:
     """Everything that can be wrong is looked at before the weights are read; returns the video's path."""
     cfg, recipe = parse(argv)
     if cfg.image is None:
-        raise ConfigError("--image is missing: the picture that the video begins with" if recipe is None else
-                          f"{cfg.from_} was made from {recipe.settings['picture']['file']}, which is not there; "
-                          "give it with --image")  # fmt: skip
+        if recipe is None:
+            raise ConfigError("--image is missing: the picture that the video begins with")
+        made_from = recipe.settings["picture"].get("file") or "a picture without a name"
+        raise ConfigError(f"{cfg.from_} was made from {made_from}, which is not there; give it with --image")
+    if cfg.decode_chunk < 1:
+        raise ConfigError(f"--decode-chunk {cfg.decode_chunk}: expected at least 1 frame")
     picture = read_image(cfg.image)
     preset = presets.find(cfg.preset)
     parts = load.headers(load.folder_of(preset, cfg.weights))
@@ -93,9 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(argv)
     except KeyboardInterrupt:
-        print("sample.py: stopped, nothing was written", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        # only CUDA has an error type of its own; on the CPU and on MPS the words tell
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
         return fail("out of memory; try --guidance-in-turn, --decode-chunk 1, fewer frames or a smaller size")
     except (ValueError, OSError) as error:  # the errors that this project raises for what users gave
         return fail(" ".join(str(error).split()))
@@ -108,4 +132,6 @@ def fail(message: str) -> int:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

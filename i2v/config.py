@@ -146,7 +146,8 @@ def _parser(cls: type, prog: str | None) -> _Parser:
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
-            options |= {"choices": get_args(kind), "type": type(get_args(kind)[0])}
+            choices = get_args(kind)  # checked in from_dict, which names the nearest one
+            options |= {"type": type(choices[0]), "metavar": "{%s}" % ",".join(map(str, choices))}
         elif get_origin(kind) is tuple:
             options |= {"type": get_args(kind)[0], "nargs": "+", "action": "extend", "metavar": "VALUE"}
         else:

@@ -36,7 +36,7 @@ class Recipe:
         """What of a new run's settings makes another video than the recorded ones: one line for each, empty if none."""
         was = self.settings
         lines = []
-        if was["picture"]["sha256"] != now["picture"]["sha256"]:
+        if was["picture"].get("sha256") != now["picture"]["sha256"]:
             lines.append("the picture's pixels are others")
         for name in sorted(was["weights"].keys() | now["weights"].keys()):
             old, new = (made["weights"].get(name, {}).get("sha256", "absent") for made in (was, now))
@@ -55,7 +55,8 @@ class Recipe:
 def recipe(path: Path) -> Recipe:
     """The settings inside a video (or in the .json beside it); raises ConfigError where there are none of ours."""
     settings = read_settings(path)
-    missing = {"request", "preset", "picture", "weights", "versions", "run"} - settings.keys()
-    if missing:
-        raise ConfigError(f"--from {path}: this file was not made by sample.py, it lacks {', '.join(sorted(missing))}")
+    wanted = {"preset": str, **dict.fromkeys(("picture", "request", "run", "versions", "weights"), dict)}
+    lacking = [name for name, kind in wanted.items() if not isinstance(settings.get(name), kind)]
+    if lacking:
+        raise ConfigError(f"--from {path}: this file was not made by sample.py, it lacks {', '.join(lacking)}")
     return Recipe(path, settings)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from i2v.config import ConfigError, flag
-from i2v.picture import Fit, choose_size, released_size
+from i2v.picture import FirstFrame, Fit, choose_size, released_size
 from i2v.presets import Preset
 
 Sampler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]
-FirstFrame = Literal["vae", "exact"]
 Posterior = Literal["mode", "sample"]
 UnconditionalImage = Literal["zero-pixels", "same"]
+MAX_SIDE = 16_384  # of what can be read as a picture, too
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,12 @@ class Request:
             )
         for name in ("height", "width"):
             side = getattr(self, name)
-            if side < factor or side % factor:
-                near = max(round(side / factor), 1) * factor
+            if side > MAX_SIDE:
+                raise ConfigError(f"--{name} {side}: expected at most {MAX_SIDE} pixels")
+            if side < 2 * factor or side % factor:  # one latent alone cannot be blurred, Eq. (7)
+                near = max(round(side / factor), 2) * factor
                 raise ConfigError(
-                    f"--{name} {side}: the VAE works in steps of {factor} pixels, take a multiple such as {near}"
+                    f"--{name} {side}: the VAE works in steps of {factor} pixels, at least two; take a multiple such as {near}"
                 )
 
 

@@ -67,17 +67,19 @@ class Written:
     note: str = ""
 
 
-def check_output(path: str | Path, overwrite: bool = False) -> Path:
+def check_output(path: str | Path, overwrite: bool = False, fps: float | None = None) -> Path:
     """Checks before the long work that `write_video` will be able to write `path`; returns where it will be.
 
     That is `path` itself, but for ".png" or no ending: frames go to a folder, name.png to the folder name.
-    Raises ValueError for an unknown ending, `OutputExists` when something is there and `overwrite` is false,
-    `OutputError` when its folder cannot be written to. The folder is made when it is missing.
+    Raises ValueError for an unknown ending and for more `fps` than a GIF shows, `OutputExists` when something is there
+    and `overwrite` is false, `OutputError` when its folder cannot be written to. The folder is made when it is missing.
     """
     target = Path(path)
     ending = target.suffix.lower()
     if ending not in (*ENDINGS, ""):
         raise ValueError(f"{target}: unknown ending {target.suffix!r}; use {', '.join(ENDINGS)} (a folder of frames)")
+    if ending == ".gif" and fps is not None and fps > GIF_MAX_FPS:
+        raise ValueError(f"fps is {fps}; a GIF shows at most {GIF_MAX_FPS}: give a lower fps or write .mp4")
     if ending == ".png":
         target = target.with_suffix("")
     check_place(target)
@@ -107,7 +109,7 @@ def write_video(
     """
     _check_frames(frames, fps, Path(path).suffix.lower())
     text = None if settings is None else _to_json(settings)
-    target = check_output(path, overwrite)
+    target = check_output(path, overwrite, fps)
     is_folder, beside = not target.suffix, settings_beside(target)
     with contextlib.ExitStack() as stack:  # left in reverse order: the clip takes its name first, then its settings
         if text is not None and not is_folder:
@@ -177,8 +179,6 @@ def _check_frames(frames: NDArray[np.uint8], fps: float, ending: str) -> None:
         raise ValueError(f"frames have the shape {frames.shape}: there is nothing to write")
     if not 0.01 <= fps <= 1000:
         raise ValueError(f"fps is {fps}; give frames per second between 0.01 and 1000")
-    if ending == ".gif" and fps > GIF_MAX_FPS:
-        raise ValueError(f"fps is {fps}; a GIF shows at most {GIF_MAX_FPS}: give a lower fps or write .mp4")
     if ending == ".webp" and max(frames.shape[1:3]) > WEBP_MAX_SIDE:
         raise ValueError(f"frames are {frames.shape[2]}x{frames.shape[1]}; WebP holds {WEBP_MAX_SIDE} a side")
 
