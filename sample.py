@@ -24,8 +24,6 @@ def stop_at_once(*_: object) -> None:
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, stop_at_once)
 
-import torch
-
 from i2v import load, presets, replay
 from i2v.config import ConfigError, flag, from_command_line, from_dict
 from i2v.request import Request

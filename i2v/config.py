@@ -10,13 +10,14 @@ import argparse
 import dataclasses
 import difflib
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from i2v.media.output_file import write_whole
 
 C = TypeVar("C")
 
@@ -76,12 +77,18 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
     Raises ConfigError for a name that the config does not have (with the nearest one) and for a wrong type or choice.
     """
+    return cls(**_checked_all(cls, values, where))
+
+
+def _checked_all(cls: type, values: Mapping[str, Any], where: str | None) -> dict[str, Any]:
+    """The values in their fields' types; `where` names their source, None the command line."""
     hints = get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
             raise ConfigError(f"{where}: there is no setting {key!r}{_nearest(key, names)}")
-    return cls(**{key: _checked(value, hints[key], f"{where}: {key}") for key, value in values.items()})
+    called = {key: _spell(key) if where is None else f"{where}: {key}" for key in values}
+    return {key: _checked(value, hints[key], called[key]) for key, value in values.items()}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -115,15 +122,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write under a temporary name in the same folder, sync, rename: nobody sees half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(path, text.encode("utf-8"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,7 +146,7 @@ def _parser(cls: type, prog: str | None) -> _Parser:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(kind) is Literal:
             choices = get_args(kind)  # checked in from_dict, which names the nearest one
-            options |= {"type": type(choices[0]), "metavar": "{%s}" % ",".join(map(str, choices))}
+            options |= {"type": type(choices[0]), "metavar": f"{{{','.join(map(str, choices))}}}"}
         elif get_origin(kind) is tuple:
             options |= {"type": get_args(kind)[0], "nargs": "+", "action": "extend", "metavar": "VALUE"}
         else:
@@ -195,11 +194,12 @@ def from_command_line(
     path = flags.pop("config", None)
     flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
     try:
-        values = {**(base or {}), **(read(path) if path else {}), **flags}
+        in_file = _checked_all(cls, read(path), str(path)) if path else {}
+        values = {**(base or {}), **in_file, **flags}
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
         missing = [_spell(name) for name in required if name not in values]
         if missing:
             raise ConfigError(f"missing {', '.join(missing)}")
-        return from_dict(cls, values, str(path) if path else "command line")
+        return cls(**_checked_all(cls, values, None))
     except ConfigError as error:
         parser.error(str(error))

@@ -100,7 +100,8 @@ class Request:
             if side < 2 * factor or side % factor:  # one latent alone cannot be blurred, Eq. (7)
                 near = max(round(side / factor), 2) * factor
                 raise ConfigError(
-                    f"--{name} {side}: the VAE works in steps of {factor} pixels, at least two; take a multiple such as {near}"
+                    f"--{name} {side}: the VAE works in steps of {factor} pixels, at least two; "
+                    f"take a multiple such as {near}"
                 )
 
 

@@ -94,7 +94,8 @@ def timesteps_from(schedule: Schedule, steps: int, t0: float) -> Tensor:
     # The small addition keeps t = 570 at t0 = 0.57, whose product with 1000 is 569.9999...
     chosen = every[every <= t0 * schedule.num_train_timesteps + 1e-6]
     if len(chosen) == 0:
-        raise ValueError(f"t0={t0} leaves none of the {steps} steps, the last of which is at {int(every[-1])}: raise t0 or steps")
+        last = int(every[-1])
+        raise ValueError(f"t0={t0} leaves none of the {steps} steps, the last of which is at {last}: raise t0 or steps")
     return chosen
 
 

@@ -17,6 +17,7 @@ import pytest
 import random_miniature
 
 import sample
+from i2v.pipeline import I2VPipeline
 from i2v.video import read_settings, read_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,12 +159,18 @@ def test_a_bad_picture_is_one_line_and_code_2(run: Run, name: str) -> None:
     [
         (("--image", "cat.png", "--height", "63", "--width", "64"), ["--height 63", "multiple"]),
         (("--image", "cat.png", "--num-frames", "99"), ["--num-frames 99", "24"]),
+        (("--image", "cat.png", "--height", "8", "--width", "8"), ["--height 8", "16"]),
+        (("--image", "cat.png", "--height", "999936", "--width", "64"), ["--height 999936", "16384"]),
+        (("--image", "cat.png", "--decode-chunk", "0"), ["--decode-chunk 0"]),
+        (("--image", "cat.png", "--output", "a.gif", "--fps", "60"), ["60", "50"]),
         (("--image", "cat.png", "--t0", "0"), ["--t0"]),
+        (("--image", "cat.png", "--t0", "0.0001"), ["raise t0"]),
         (("--image", "cat.png", "--p", "2"), ["--p"]),
         (("--image", "cat.png", "--steps", "0"), ["--steps"]),
         (("--image", "cat.png", "--step", "5"), ["did you mean --steps?"]),
         (("--image", "cat.png", "--negative_promt", "x"), ["did you mean --negative-prompt?"]),
         (("--image", "cat.png", "--sampler", "plms"), ["ddim"]),
+        (("--image", "cat.png", "--sampler", "eular"), ["did you mean euler?"]),
         (("--image", "cat.png", "--output", "clip.xyz"), [".xyz", ".mp4"]),
         (("--image", "cat.png", "--output", "cat.png/clip.mp4"), ["cat.png"]),
         (("--image", "cat.png", "--output", "/proc/clip.mp4"), ["/proc"]),
@@ -218,6 +225,38 @@ def test_a_video_is_made_again_from_its_own_file(run: Run, tmp_path: Path) -> No
     assert code == 0 and "made as recorded" in out
 
 
+def test_from_and_release_together(run: Run) -> None:
+    assert run("--image", "cat.png", "--guidance-scale", "3", "--output", "one.mp4", *QUICK)[0] == 0
+    cfg, _ = sample.parse(["--from", "one.mp4", "--release", "--steps", "2"])
+    assert (cfg.guidance_scale, cfg.fit, cfg.num_frames, cfg.steps) == (7.5, "released", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "word"),
+    [
+        ("picture", "cat.png", "picture"),
+        ("weights", [1], "weights"),
+        ("request", {"stepz": 2}, "did you mean steps?"),
+        ("picture", {"file": None}, "--image"),
+    ],
+)
+def test_spoilt_settings_are_one_line_and_code_2(run: Run, group: str, value: object, word: str) -> None:
+    assert run("--image", "cat.png", "--output", "one.mp4", *QUICK)[0] == 0
+    settings = json.loads(Path("one.mp4.json").read_text())
+    Path("spoilt.json").write_text(json.dumps({**settings, group: value}))
+    code, _, err = run("--from", "spoilt.json")
+    assert code == 2 and err.startswith("sample.py: error: ") and err.count("\n") == 1 and word in err, err
+
+
+def test_out_of_memory_is_one_line_and_code_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+
+    monkeypatch.setattr(I2VPipeline, "denoise", full)
+    code, _, err = run("--image", "cat.png")
+    assert code == 2 and "out of memory" in err and files() == set()
+
+
 def _start(tmp_path: Path, model: Path, *argv: str, limit: int | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "sample.py"), "--image", "cat.png", "--weights", str(model), *argv]
     if limit is not None:  # of bytes per file: what a full disk does, at a chosen place
@@ -239,6 +278,16 @@ def test_ctrl_c_leaves_nothing_behind(run: Run, tmp_path: Path, model: Path) -> 
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
+    assert files() == set()
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8])
+def test_ctrl_c_during_the_imports_is_quiet(run: Run, tmp_path: Path, model: Path, seconds: float) -> None:
+    process = _start(tmp_path, model, "--steps", "999")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and "stopped" in err, err
     assert files() == set()
 
 

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "i2v.media": {"numpy", "cv2", "av", "i2v.media"},
     "i2v.picture": {"numpy", "cv2", "torch", "i2v.color"},
     "i2v.color": {"numpy", "cv2"},
-    "i2v.config": set(),
+    "i2v.config": {"i2v.media.output_file"},
     # The config dataclasses of the models, nothing else of i2v.
     "weights_convert": {"torch", "numpy", "safetensors", "weights_convert", "i2v.models"},
     "eval": ANYTHING,
