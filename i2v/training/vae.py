@@ -1,11 +1,14 @@
-"""Trains the miniature's VAE on frames of the procedural world: `python -m i2v.training.vae --out runs/tiny/vae`.
+"""Trains the miniature's VAE: `python -m i2v.training.vae --out runs/tiny/vae`.
+
+It learns from frames of the procedural worlds and from pictures with the statistics of photographs
+(i2v/data/natural.py), so that it also carries pictures that the world does not draw.
 
 Loss: L1 + 0.5 L2 + 0.5 L1 of the picture's gradients (edges are what a small autoencoder loses first) + a light KL.
 At the end each latent channel is brought to mean 0 and standard deviation 1 by folding the affine map into the 1x1
 convolutions around the latent, so that the stored scaling factor is 1.
 
-`--polish FILE` goes on with the decoder of a finished VAE. Its encoder stays as it is, and so do all latents: a network
-that was trained on them needs nothing new.
+`--init FILE` begins with a finished VAE. `--polish FILE` goes on with the decoder of a finished VAE. Its encoder stays
+as it is, and so do all latents: a network that was trained on them needs nothing new.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from tqdm import tqdm
 
 from i2v import config, load
 from i2v.config import flag
+from i2v.data.natural import natural_picture
 from i2v.data.world import WORLDS, make_clip
 from i2v.models.vae import VAE, VAEConfig
 from i2v.parts import save_part
@@ -41,8 +45,10 @@ class VAETraining:
     """Train the miniature's VAE on frames of the procedural world."""
 
     out: Path = flag(Path("runs/tiny/vae"), "folder for checkpoints, log and the finished vae.safetensors")
+    init: Path | None = flag(None, "a finished vae.safetensors to begin with; not given: random weights")
     polish: Path | None = flag(None, "a finished vae.safetensors whose decoder is trained further")
-    world: str = flag("level_1", "level of the procedural world")
+    worlds: tuple[str, ...] = flag(("level_1",), "levels of the procedural world, in equal shares", "--world")
+    natural: float = flag(0.4, "share of the frames that are pictures with the statistics of photographs, 0 to 1")
     size: int = flag(64, "side of the frames in pixels")
     frames: int = flag(12000, "how many frames are drawn beforehand")
     steps: int = flag(3200, "optimizer steps")
@@ -55,10 +61,26 @@ class VAETraining:
 
 def draw_frames(world: str, split: str, count: int, size: int, per_clip: int = 2) -> Tensor:
     """(count, 3, size, size) uint8: `per_clip` frames spread over each clip of the split."""
-    out = np.empty((count, size, size, 3), np.uint8)
-    for i in tqdm(range(0, count, per_clip), desc=f"drawing {split} frames", mininterval=2):
+    out = np.empty((-(-count // per_clip) * per_clip, size, size, 3), np.uint8)
+    for i in tqdm(range(0, count, per_clip), desc=f"drawing {split} frames of {world}", mininterval=2):
         out[i : i + per_clip] = make_clip(WORLDS[world], split, i // per_clip, num_frames=per_clip, size=size).frames
+    return torch.from_numpy(out[:count]).permute(0, 3, 1, 2)
+
+
+def draw_natural(split: str, count: int, size: int) -> Tensor:
+    """(count, 3, size, size) uint8."""
+    out = np.empty((count, size, size, 3), np.uint8)
+    for i in tqdm(range(count), desc=f"drawing natural pictures of {split}", mininterval=2):
+        out[i] = natural_picture(split, i, size)
     return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+def draw_mixture(cfg: VAETraining, split: str, count: int) -> dict[str, Tensor]:
+    """Frames by source: each world's name, and "natural"; sources without a share are left out."""
+    natural = round(count * cfg.natural)
+    each = (count - natural) // len(cfg.worlds)
+    out = {world: draw_frames(world, split, each, cfg.size) for world in cfg.worlds if each}
+    return out | ({"natural": draw_natural(split, natural, cfg.size)} if natural else {})
 
 
 def to_float(frames: Tensor) -> Tensor:
@@ -107,8 +129,10 @@ def main(argv: list[str] | None = None) -> None:
         vae = VAE(TINY_VAE)
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     named = dict(vae.named_parameters())
+    begin = cfg.polish or cfg.init
+    if begin is not None:
+        vae.load_state_dict({k: v.float() for k, v in load.header(begin).tensors().items()})
     if cfg.polish is not None:
-        vae.load_state_dict({k: v.float() for k, v in load.header(cfg.polish).tensors().items()})
         vae.encoder.requires_grad_(False)
         named = {k: v for k, v in named.items() if k.startswith(("decoder.", "post_quant_conv."))}
     optimizer = torch.optim.AdamW(named.values(), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
@@ -121,8 +145,9 @@ def main(argv: list[str] | None = None) -> None:
         start, spent, ema.updates = facts["step"], facts["seconds"], facts["step"]
         print(f"going on from {found}")
 
-    frames = draw_frames(cfg.world, "train", cfg.frames, cfg.size)
-    held_out = draw_frames(cfg.world, "val", 128, cfg.size)
+    mixture = draw_mixture(cfg, "train", cfg.frames)
+    frames = torch.cat(list(mixture.values()))
+    held_out = draw_mixture(cfg, "val", 256)
     cfg.out.mkdir(parents=True, exist_ok=True)
     log, began = (cfg.out / "log.jsonl").open("a"), time.monotonic() - spent
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="vae", mininterval=5)
@@ -156,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
                 "seconds": time.monotonic() - began,
             }
             if (step + 1) % 500 == 0:
-                row["psnr"] = psnr(vae, held_out)
+                row |= {f"psnr_{source}": psnr(vae, pictures) for source, pictures in held_out.items()}
             log.write(json.dumps(row) + "\n")
             log.flush()
         if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
@@ -169,8 +194,9 @@ def main(argv: list[str] | None = None) -> None:
     vae.load_state_dict(vae.state_dict() | ema.shadow)
     numbers: dict[str, object] = {}
     if cfg.polish is None:
-        numbers["channel_std_before"] = standardise(vae, frames[:2048])
-    numbers["psnr_val"] = round(psnr(vae, held_out), 2)
+        drawn = [part[:2048] for source, part in mixture.items() if source != "natural"]  # what the diffusion sees
+        numbers["channel_std_before"] = standardise(vae, torch.cat(drawn or list(mixture.values())))
+    numbers |= {f"psnr_{source}": round(psnr(vae, pictures), 2) for source, pictures in held_out.items()}
     print(numbers)
     save_part(
         cfg.out / "vae.safetensors", vae, TINY_VAE, numbers=json.dumps(numbers), recipe=json.dumps(config.to_dict(cfg))
