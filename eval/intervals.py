@@ -23,14 +23,32 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], seed: int = 0, draws: int = 2000,
+                       groups: Sequence[str] | None = None) -> tuple[float, float]:  # fmt: skip
     """The percentile interval of the mean of independent values (one per clip, not per frame), in their own unit.
 
-    Raises ValueError for fewer than two values or values that are not finite.
+    groups: one name per value; values of one name (clips of one picture) are not independent of each other, so they
+    are drawn together. Raises ValueError for fewer than two values or groups, or values that are not finite.
     """
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
         raise ValueError(f"{len(array)} values; expected a list of at least two finite numbers")
-    picks = np.random.default_rng(seed).integers(0, len(array), (draws, len(array)))
-    low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
+    _, member = np.unique(np.arange(len(array)) if groups is None else list(groups), return_inverse=True)
+    sizes = np.bincount(member)
+    if len(member) != len(array) or len(sizes) < 2:
+        raise ValueError(f"{len(array)} values in {len(sizes)} groups; expected a group for each, two groups or more")
+    sums = np.bincount(member, array)
+    picks = np.random.default_rng(seed).integers(0, len(sizes), (draws, len(sizes)))
+    low, high = np.percentile(sums[picks].sum(axis=1) / sizes[picks].sum(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def paired_interval(values: Sequence[float], reference: Sequence[float], seed: int = 0, draws: int = 2000,
+                    groups: Sequence[str] | None = None) -> tuple[float, float]:  # fmt: skip
+    """The bootstrap interval of the mean of value - reference, taken pair by pair: the same clip made in two ways.
+
+    Raises ValueError for different lengths and as `bootstrap_interval`.
+    """
+    if len(values) != len(reference):
+        raise ValueError(f"{len(values)} values and {len(reference)} to compare them with; expected pairs")
+    return bootstrap_interval([a - b for a, b in zip(values, reference, strict=True)], seed, draws, groups)

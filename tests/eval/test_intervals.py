@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.intervals import bootstrap_interval, wilson_interval
+from eval.intervals import bootstrap_interval, paired_interval, wilson_interval
 
 
 @pytest.mark.parametrize(("good", "low", "high"), [(8, 0.4902, 0.9433), (0, 0, 0.2775), (10, 0.7225, 1)])
@@ -21,6 +21,28 @@ def test_bootstrap_covers_as_often_as_it_says() -> None:
         hits += low <= 3 <= high
     assert 0.88 <= hits / 200 <= 0.99
     assert bootstrap_interval([1.0, 2.0, 4.0]) == bootstrap_interval([1.0, 2.0, 4.0])
+
+
+def test_clips_of_one_picture_count_as_one() -> None:
+    """Ten equal clips of each of 12 pictures are 12 values: the interval must not shrink with the copies."""
+    pictures = np.random.default_rng(0).normal(0, 1, 12).tolist()
+    copies, names = np.repeat(pictures, 10).tolist(), np.repeat([f"picture {i}" for i in range(12)], 10).tolist()
+    assert bootstrap_interval(copies, groups=names) == pytest.approx(bootstrap_interval(sorted(pictures)), abs=0.2)
+    alone, together = (np.ptp(bootstrap_interval(copies, groups=g)) for g in (None, names))
+    assert together > 2 * alone
+    with pytest.raises(ValueError, match="in 1 groups"):
+        bootstrap_interval([1.0, 2.0], groups=["a", "a"])
+
+
+def test_pairs_are_narrower_than_two_intervals() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(20, 5, 60)
+    second = first + rng.normal(1, 0.5, 60)
+    low, high = paired_interval(second.tolist(), first.tolist())
+    assert 0.8 < low < 1 < high < 1.2
+    assert paired_interval(first.tolist(), first.tolist()) == (0, 0)
+    with pytest.raises(ValueError, match="2 values and 1"):
+        paired_interval([1.0, 2.0], [1.0])
 
 
 def test_nonsense_is_refused() -> None:
