@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weights_convert import files
 from weights_convert.known import LAYOUTS, Layout
+from weights_convert.layout import still_needed
 from weights_convert.refusals import refusal
 from weights_convert.rules import ConversionError, convert, inverted
 
@@ -55,6 +56,11 @@ class Parts:
     tensors: Mapping[str, Mapping[str, Tensor]]
     report: Counter[str]
     metadata: Mapping[str, str]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The parts of a video's pipeline that this file lacks; a checkpoint may come without its autoencoder."""
+        return still_needed(self.layout.fits, self.tensors)
 
 
 def read_parts(path: str | Path, layout: str | None = None, ema: bool = True) -> Parts:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from weights_convert.layout import fits
+
 CONV_IN = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 LABEL = ("model.diffusion_model.label_emb.0.0.weight", "add_embedding.linear_1.weight")
 
@@ -24,13 +26,6 @@ class Refusal:
     def holds(self, tensors: Mapping[str, Tensor]) -> bool:
         search = re.compile(self.pattern).search
         return any(search(key) and fits(tensor.shape, self.shape) for key, tensor in tensors.items())
-
-
-def fits(shape: tuple[int, ...], pattern: tuple[int | None, ...] | None) -> bool:
-    """Whether a shape is the one described; None stands for any size."""
-    if pattern is None:
-        return True
-    return len(shape) == len(pattern) and all(want in (None, have) for have, want in zip(shape, pattern))
 
 
 def _conv_in(channels: int, what: str) -> Refusal:

@@ -190,7 +190,7 @@ def test_turned_and_unturned_projections() -> None:
     rest |= {f"transformer.resblocks.0.attn.in_proj_{p}": torch.zeros(9) for p in ("weight", "bias")}
     for name, value in (("text_projection", matrix), ("text_projection.weight", matrix.T)):
         parts = to_parts({**blocks, **rest, name: value}, "x", "openclip-text-bigg").tensors
-        assert torch.equal(parts["text_encoder"]["text_projection.weight"], matrix.T)
+        assert torch.equal(parts["text_encoder_2"]["text_projection.weight"], matrix.T)
 
 
 def test_exported_vae_with_other_attention_names(manifest: Manifest) -> None:

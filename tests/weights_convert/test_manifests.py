@@ -48,9 +48,9 @@ FILES: dict[str, tuple[str, set[str], int]] = {
     "sd15_diffusers_text_encoder": ("clip-text-l", {"text_encoder"}, 1),
     "sdxl_diffusers_text_encoder": ("clip-text-l", {"text_encoder"}, 0),
     "clip_vit_l14_text_hf": ("clip-text-l", {"text_encoder"}, 0),
-    "sdxl_diffusers_text_encoder_2": ("clip-text-bigg", {"text_encoder"}, 0),
-    "openclip_bigg_text_hf_names": ("clip-text-bigg", {"text_encoder"}, 0),
-    "openclip_bigg_text_openclip_names": ("openclip-text-bigg", {"text_encoder"}, 1),
+    "sdxl_diffusers_text_encoder_2": ("clip-text-bigg", {"text_encoder_2"}, 0),
+    "openclip_bigg_text_hf_names": ("clip-text-bigg", {"text_encoder_2"}, 0),
+    "openclip_bigg_text_openclip_names": ("openclip-text-bigg", {"text_encoder_2"}, 1),
     "clip_vision_vit_h14_hf": ("clip-vision-h14", {"image_encoder"}, 0),
     "clip_vision_vit_bigg_hf": ("clip-vision-bigg14", {"image_encoder"}, 0),
     "clip_vit_l14_full_hf": ("clip-l14", {"text_encoder", "image_encoder"}, 1),
@@ -138,7 +138,7 @@ PAIRS = {  # list of pairs -> (layout, part)
     "sdxl_vae_new": ("vae-ldm", "vae"),
     "sd15_clip_l": ("clip-text-l", "text_encoder"),
     "sdxl_clip_l": ("clip-text-l", "text_encoder"),
-    "sdxl_clip_g": ("openclip-text-bigg", "text_encoder"),
+    "sdxl_clip_g": ("openclip-text-bigg", "text_encoder_2"),
 }
 
 

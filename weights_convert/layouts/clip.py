@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG, CLIPTextConfig
+from i2v.models.clip_vision import VIT_B32, VIT_BIGG14, VIT_H14, VIT_L14, CLIPVisionConfig
+from weights_convert.layout import Layout, Shape, always
 from weights_convert.rules import TRANSPOSE, Drop, Rebuild, Rename, Rule, Split
 
 BLOCK, LAYER = r"transformer.resblocks.{n:\d+}", r"text_model.encoder.layers.{n:\d+}"
@@ -89,3 +94,85 @@ def openclip_text() -> list[Rule]:
     ]
     rules += [Rename(f"{BLOCK}.{a}.{{p:weight|bias}}", f"{LAYER}.{b}.{{p}}") for a, b in leaves.items()]
     return rules
+
+
+CLIP_B32 = CLIPTextConfig(hidden_size=512, intermediate_size=2048, num_heads=8, projection_dim=512)
+BIGG = "OpenCLIP ViT-bigG/14, SDXL's second text encoder"
+
+
+def _vision(name: str, title: str, bases: tuple[str, ...], config: CLIPVisionConfig) -> Layout:
+    width = config.hidden_size
+    return Layout(
+        name,
+        title,
+        kind="image encoder",
+        fits=bases,
+        parts=("image_encoder",),
+        has={
+            "vision_model.embeddings.class_embedding": (width,),
+            "visual_projection.weight": (config.projection_dim, width),
+        },
+        build=always(clip_vision, "image_encoder."),
+        lacks=("text_model.embeddings.token_embedding.weight",),
+        configs={"image_encoder": config},
+    )
+
+
+def _both(name: str, title: str, bases: tuple[str, ...], text: CLIPTextConfig, vision: CLIPVisionConfig) -> Layout:
+    out = text.projection_dim
+    has: dict[str, Shape | None] = {
+        "text_projection.weight": (out, text.hidden_size),
+        "visual_projection.weight": (out, vision.hidden_size),
+        "logit_scale": (),
+    }
+    return Layout(
+        name,
+        title,
+        kind="text and image encoder",
+        fits=bases,
+        parts=("text_encoder", "image_encoder"),
+        has=has,
+        build=always(clip_both),
+        configs={"text_encoder": text, "image_encoder": vision},
+    )
+
+
+LAYOUTS = (
+    Layout(
+        "clip-text-l",
+        "CLIP ViT-L/14's text encoder",
+        kind="text encoder",
+        fits=("sd15", "sdxl"),
+        parts=("text_encoder",),
+        has={"text_model.embeddings.token_embedding.weight": (None, 768)},
+        build=always(clip_text, "text_encoder."),
+        lacks=("vision_model.embeddings.class_embedding", "text_projection.weight"),
+        configs={"text_encoder": CLIP_L},
+    ),
+    Layout(
+        "clip-text-bigg",
+        BIGG,
+        kind="text encoder",
+        fits=("sdxl",),
+        parts=("text_encoder_2",),
+        has={"text_model.embeddings.token_embedding.weight": (None, 1280), "text_projection.weight": None},
+        build=always(lambda: clip_text(projection=True), "text_encoder_2."),
+        lacks=("vision_model.embeddings.class_embedding",),
+        configs={"text_encoder_2": OPENCLIP_BIGG},
+    ),
+    Layout(
+        "openclip-text-bigg",
+        f"{BIGG}, in OpenCLIP's names",
+        kind="text encoder",
+        fits=("sdxl",),
+        parts=("text_encoder_2",),
+        has={"positional_embedding": (77, 1280), "transformer.resblocks.0.attn.in_proj_weight": (3840, 1280)},
+        build=always(openclip_text, "text_encoder_2."),
+        lacks=("visual.proj",),
+        configs={"text_encoder_2": OPENCLIP_BIGG},
+    ),
+    _both("clip-l14", "CLIP ViT-L/14", ("sd15", "sdxl"), replace(CLIP_L, projection_dim=768), VIT_L14),
+    _both("clip-b32", "CLIP ViT-B/32", (), CLIP_B32, VIT_B32),
+    _vision("clip-vision-h14", "CLIP ViT-H/14's image encoder, IP-Adapter's", ("sd15", "sdxl"), VIT_H14),
+    _vision("clip-vision-bigg14", "CLIP ViT-bigG/14's image encoder, ip-adapter_sdxl's", ("sdxl",), VIT_BIGG14),
+)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from i2v.models.unet import UNetConfig
-from weights_convert.layouts.transformer_blocks import transformer_blocks
+from i2v.models.ip_adapter import (
+    IP_PLUS_SD15,
+    IP_PLUS_SDXL_VIT_H,
+    IP_SD15,
+    IP_SDXL,
+    IP_SDXL_VIT_H,
+    IPAdapterConfig,
+)
+from i2v.models.unet import SD15, SDXL, UNetConfig
+from weights_convert.layout import Layout, Shape, always
+from weights_convert.layouts.transformer_blocks import TO_K, transformer_blocks
 from weights_convert.rules import Rename, Rule
 
 PROJECTIONS = {
@@ -44,3 +53,28 @@ def ip_adapter(cfg: UNetConfig, kind: str) -> list[Rule]:
         *(rule.prefixed("image_proj.", "image_proj.") for rule in image_projection(kind)),
         *(rule.prefixed("ip_adapter.", "ip_adapter.") for rule in ip_attentions(cfg)),
     ]
+
+
+def _layout(name: str, sign: str, shape: Shape, config: IPAdapterConfig, encoder: str) -> Layout:
+    base, unet = ("sd15", SD15) if config.context_dim == SD15.context_dim else ("sdxl", SDXL)
+    return Layout(
+        name,
+        f"IP-Adapter{'-plus' if config.kind == 'plus' else ''} for {base.upper()} and {encoder}",
+        kind="IP-Adapter",
+        fits=(base,),
+        parts=("ip_adapter",),
+        has={"ip_adapter.1.to_k_ip.weight": TO_K[base], f"image_proj.{sign}": shape},
+        build=always(lambda: ip_adapter(unet, config.kind), "ip_adapter."),
+        configs={"ip_adapter": config},
+        note=f"reads the features of {encoder}",
+    )
+
+
+VIT_H, VIT_BIGG = "CLIP ViT-H/14", "CLIP ViT-bigG/14"
+LAYOUTS = (
+    _layout("ip-adapter-sd15", "proj.weight", (3072, 1024), IP_SD15, VIT_H),
+    _layout("ip-adapter-plus-sd15", "proj_out.weight", (768, 768), IP_PLUS_SD15, VIT_H),
+    _layout("ip-adapter-sdxl", "proj.weight", (8192, 1280), IP_SDXL, VIT_BIGG),
+    _layout("ip-adapter-sdxl-vit-h", "proj.weight", (8192, 1024), IP_SDXL_VIT_H, VIT_H),
+    _layout("ip-adapter-plus-sdxl-vit-h", "proj_out.weight", (2048, 1280), IP_PLUS_SDXL_VIT_H, VIT_H),
+)

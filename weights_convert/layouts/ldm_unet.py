@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from i2v.models.unet import UNetConfig
+from i2v.models.unet import SD15, SDXL, UNetConfig
+from weights_convert.layout import Layout, always
+from weights_convert.layouts.transformer_blocks import TO_K
 from weights_convert.rules import Rename, Rule
 
 RESNET = {
@@ -68,3 +70,30 @@ def ldm_unet(cfg: UNetConfig) -> list[Rule]:
                 leaf(f"output_blocks.{n}.{2 if cfg.depths[i] else 1}.conv", f"up_blocks.{up}.upsamplers.0.conv")
             n += 1
     return rules
+
+
+LAYOUTS = (
+    Layout(
+        "sd15-unet-ldm",
+        "Stable Diffusion 1.5's UNet alone, original names",
+        kind="UNet",
+        fits=("sd15",),
+        parts=("unet",),
+        has={
+            "input_blocks.0.0.weight": (320, 4, 3, 3),
+            "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": TO_K["sd15"],
+        },
+        build=always(lambda: ldm_unet(SD15), "unet."),
+        configs={"unet": SD15},
+    ),
+    Layout(
+        "sdxl-unet-ldm",
+        "SDXL's UNet alone, original names",
+        kind="UNet",
+        fits=("sdxl",),
+        parts=("unet",),
+        has={"input_blocks.0.0.weight": (320, 4, 3, 3), "label_emb.0.0.weight": (1280, 2816)},
+        build=always(lambda: ldm_unet(SDXL), "unet."),
+        configs={"unet": SDXL},
+    ),
+)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
-from i2v.models.unet import UNetConfig
-from i2v.models.vae import VAEConfig
+from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG
+from i2v.models.unet import SD15, SDXL, UNetConfig
+from i2v.models.vae import SD_VAE, SDXL_VAE, VAEConfig
+from weights_convert.layout import Layout
 from weights_convert.layouts.clip import clip_text, openclip_text
 from weights_convert.layouts.ldm_unet import ldm_unet
+from weights_convert.layouts.transformer_blocks import TO_K
 from weights_convert.layouts.vae import vae_ldm
 from weights_convert.rules import Drop, Rename, Rule, fill, match, prefixed
 
@@ -101,3 +104,33 @@ def sdxl_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | N
         *prefixed(openclip_text(), "conditioner.embedders.1.model.", "text_encoder_2."),
         *_buffers(),
     ]
+
+
+SCHEDULE = "scaled linear betas 0.00085 to 0.012, 1000 steps, predicts the noise"
+LAYOUTS = (
+    Layout(
+        "sd15-single-file",
+        "Stable Diffusion 1.5",
+        kind="checkpoint",
+        fits=("sd15",),
+        parts=("unet", "vae", "text_encoder"),
+        has={
+            f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
+            f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": TO_K["sd15"],
+        },
+        build=lambda keys, ema: sd15_single_file(SD15, SD_VAE, keys, ema),
+        configs={"unet": SD15, "vae": SD_VAE, "text_encoder": CLIP_L},
+        schedule=SCHEDULE,
+    ),
+    Layout(
+        "sdxl-single-file",
+        "SDXL",
+        kind="checkpoint",
+        fits=("sdxl",),
+        parts=("unet", "vae", "text_encoder", "text_encoder_2"),
+        has={f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3), f"{UNET}label_emb.0.0.weight": (1280, 2816)},
+        build=lambda keys, ema: sdxl_single_file(SDXL, SDXL_VAE, keys, ema),
+        configs={"unet": SDXL, "vae": SDXL_VAE, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIGG},
+        schedule=SCHEDULE,
+    ),
+)

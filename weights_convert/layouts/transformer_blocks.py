@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from i2v.models.unet import UNetConfig
 
+# The first spatial transformer block of each base, and the size of its cross-attention's keys, which tell them apart.
+FIRST = {
+    "sd15": "down_blocks.0.attentions.0.transformer_blocks.0",
+    "sdxl": "down_blocks.1.attentions.0.transformer_blocks.0",
+}
+TO_K = {"sd15": (320, 768), "sdxl": (640, 2048)}
+
 
 def transformer_blocks(cfg: UNetConfig) -> list[str]:
     """Paths of all blocks: the way down, the way up, and the middle last.

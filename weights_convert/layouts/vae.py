@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from i2v.models.vae import VAEConfig
+from collections.abc import Callable
+
+from i2v.models.vae import SD_VAE, VAEConfig
+from weights_convert.layout import Layout, Shape, always
 from weights_convert.rules import CONV_TO_LINEAR, SAME, Drop, Rename, Rule
 
 ATTENTION = {  # original: (ours, old diffusers)
@@ -80,3 +83,36 @@ def vae_diffusers(cfg: VAEConfig, old: bool = False) -> list[Rule]:
     ]
     rules += [Rename(f"{name}.{{p:weight|bias}}", f"{name}.{{p}}", expect=2) for _, name in _places(cfg)]
     return rules
+
+
+def _layout(name: str, names: str, sign: str, shape: Shape, rules: Callable[[], list[Rule]]) -> Layout:
+    return Layout(
+        name,
+        f"the autoencoder of Stable Diffusion 1.5 or SDXL, {names} names",
+        kind="autoencoder",
+        fits=("sd15", "sdxl"),
+        parts=("vae",),
+        has={sign: shape, "quant_conv.weight": (8, 8, 1, 1)},
+        build=always(rules, "vae."),
+        note="its content does not say of which of the two bases it is",
+    )
+
+
+QUERY = "encoder.mid_block.attentions.0"
+LAYOUTS = (
+    _layout(
+        "vae-ldm",
+        "original",
+        "encoder.down.0.block.0.conv1.weight",
+        (128, 128, 3, 3),
+        lambda: vae_ldm_file(SD_VAE),
+    ),
+    _layout("vae-diffusers", "diffusers'", f"{QUERY}.to_q.weight", (512, 512), lambda: vae_diffusers(SD_VAE)),
+    _layout(
+        "vae-diffusers-old",
+        "diffusers' old",
+        f"{QUERY}.query.weight",
+        (512, 512),
+        lambda: vae_diffusers(SD_VAE, old=True),
+    ),
+)
