@@ -277,6 +277,14 @@ def convert(
     Returns the renamed tensors and how many keys each rule (in words) claimed. `layout` and `file` are for the
     message. Raises ConversionError with every problem found.
     """
+    out, report, problems = account(tensors, rules)
+    if problems:
+        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {_listed(problems)}")
+    return out, report
+
+
+def account(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[str, Tensor], Counter[str], list[str]]:
+    """What `convert` does, with the problems as the third value instead of an error."""
     problems: list[str] = []
     used: Counter[int] = Counter()
     found: dict[str, dict[int, tuple[str, Tensor]]] = {}
@@ -314,9 +322,7 @@ def convert(
             problems.append(f"rule {rule}: claimed {used[number]} keys, expected {rule.expect}")
         elif not used[number] and not rule.optional:
             problems.append(f"rule {rule}: matched nothing, expected at least one key")
-    if problems:
-        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {_listed(problems)}")
-    return out, Counter({str(rules[n]): count for n, count in used.items()})
+    return out, Counter({str(rules[n]): count for n, count in used.items()}), problems
 
 
 def _listed(problems: Sequence[str], most: int = 20) -> str:
