@@ -1,115 +1,117 @@
-"""Reads weight files of every published kind into plain tensors, and writes safetensors."""
+"""Reads weight files of every published kind into plain tensors, and brings them to one dtype."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import pickle
+import re
 import struct
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from weights_convert import safetensors_file, torch_file
+from weights_convert.mapped import Mapped, damaged
+from weights_convert.pickle_names import PickleError, Placeholder, StoredTensor
 from weights_convert.rules import ConversionError
+from weights_convert.safetensors_file import DTYPES, write, write_atomic
+
+__all__ = ["DTYPES", "cast", "read", "unwrap", "write", "write_atomic"]
 
 log = logging.getLogger(__name__)
+
+Read = tuple[dict[str, Tensor], dict[str, str]]  # tensors, metadata
 
 # What training scripts wrap a state dict in, tried in this order; only a non-empty dict counts.
 WRAPPERS = ("state_dict", "model", "module", "params", "params_ema", "ema", "controlnet")
 FOLDER_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-ZIP, LEGACY_PICKLE = b"PK\x03\x04", bytes.fromhex("80028a0a6cfc9c46f920")
+VARIANTS = ("", ".fp16", ".non_ema")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.(?:safetensors|bin)$)")
+EIGHT_BIT_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
+SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scale|scale_input|input_scale)$")
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a checkpoint and its metadata.
 
-    `path` is a safetensors file, a torch file (.ckpt, .pth, .bin, .pt) or a folder of a diffusers or transformers
-    model's part, which may be in shards. The kind is told from the content, not from the name. Tensors of
-    safetensors and torch zip files are mapped, read from disk when used. Wrappers are taken off; the metadata of a
-    torch file says which ("wrapper") and what beside tensors was left ("ignored").
+    `path` is a safetensors file, a torch file (.ckpt, .pth, .bin, .pt, TorchScript archives too) or a folder of a
+    diffusers or transformers model's part, which may be in shards, or their index. The kind is told from the content,
+    not from the name. Tensors are mapped, read from disk when used; those of torch's older files and those that lie at
+    odd places are read now. Wrappers are taken off, and nothing outside of the weights (optimiser states) is read; the
+    metadata of a torch file says what ("wrapper", "ignored"). 8-bit floats become float16, which holds them exactly.
 
     Raises FileNotFoundError, or ConversionError for a file that is something else, is damaged, or holds code.
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path}: a link to {path.readlink()}, which is not there; fetch that file again")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a .safetensors, .ckpt, .pth or .bin file or a folder")
+    if path.name.endswith(".json") and ".index." in path.name:
+        return _read_shards(path)
     with path.open("rb") as file:
         head = file.read(512)
-    if head.startswith(ZIP) or head[: len(LEGACY_PICKLE)] == LEGACY_PICKLE:
-        return _read_torch(path, mapped=head.startswith(ZIP))
-    if len(head) >= 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= path.stat().st_size - 8:
-        return _read_safetensors(path)
-    raise ConversionError(f"{path}: {_what_is(head)}; expected a safetensors or torch checkpoint")
+        if head.startswith((torch_file.ZIP, torch_file.LEGACY)):
+            mapped = Mapped(file, path)
+            tensors, metadata = _torch(torch_file.read(mapped))
+        elif len(head) >= 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= path.stat().st_size - 8:
+            mapped = Mapped(file, path)
+            tensors, metadata = safetensors_file.read(mapped)
+        else:
+            raise ConversionError(f"{path}: {_what_is(head)}; expected a safetensors or torch checkpoint")
+        mapped.unchanged()
+    return _plain(tensors, metadata, path)
 
 
 def _what_is(head: bytes) -> str:
     text = head.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
         return "this is a git-lfs pointer, not the weights: run `git lfs pull` or download the file itself"
-    if text.startswith((b"<!doctype", b"<html")):
-        return "this is a web page (a failed download?)"
-    if text.startswith((b"entry not found", b"repository not found", b"invalid username")):
-        return "this is a server's error message (a failed download?)"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "this is a web page (a failed download?): download the file itself"
+    if text.startswith((b"entry not found", b"repository not found", b"invalid username", b'{"error')):
+        return "this is a server's error message (a failed download?): download the file itself"
     if head.startswith(b"GGUF"):
-        return "this is a quantised GGUF file, which is not supported"
+        return "this is a quantised GGUF file, which is not supported: use the 16- or 32-bit version"
+    if head.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"\xfd7zXZ")) or head[257:262] == b"ustar":
+        return "this is a packed archive: unpack it"
     if len(head) < 9:
-        return f"the file has only {len(head)} bytes"
+        return f"the file has only {len(head)} bytes: download it again"
     if head[:1] == b"\x80":
-        return "this is a plain pickle, which is not opened because it may hold code"
-    return "the content is of no known kind, or the file is cut off"
+        return "this is a plain pickle, which is not opened because it may hold code: save it with torch.save"
+    return "the content is of no known kind, or the file is cut off: download it again"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ConversionError(f"{path}: damaged safetensors file ({error}); download it again") from error
-
-
-def _read_torch(path: Path, mapped: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise ConversionError(
-            f"{path}: holds more than tensors and is not opened, because a pickle can run code ({reason}); "
-            "use the .safetensors version of this file, or save its state dict alone"
-        ) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError) as error:
-        raise ConversionError(f"{path}: not readable as a torch checkpoint ({error})") from error
-    tensors, metadata = unwrap(content, str(path))
+def _torch(found: torch_file.TorchFile) -> Read:
+    file, content = found.mapped.path, found.content
+    script = isinstance(content, Placeholder) and content.is_script
+    if script:
+        try:
+            content = torch_file.flat_script(content)
+        except PickleError as error:
+            raise ConversionError(f"{file}: its pickle holds {error}") from error
+    stored, metadata = unwrap(content, str(file))
+    if script:
+        metadata["wrapper"] = "TorchScript"
     if metadata:
-        log.info("%s: %s", path.name, ", ".join(f"{k} {v}" for k, v in metadata.items()))
-    return tensors, metadata
+        log.info("%s: %s", file.name, ", ".join(f"{k} {v}" for k, v in metadata.items()))
+    return {k: found.tensor(v) if isinstance(v, StoredTensor) else v for k, v in stored.items()}, metadata
 
 
-def unwrap(content: Any, file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors inside what a training script saved, and what was taken off or left ("wrapper", "ignored")."""
+def unwrap(content: Any, file: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors inside what a training script saved, and what was taken off or left ("wrapper", "ignored").
+
+    Tensors are those of torch, or StoredTensor, which are still in the file. Raises ConversionError where there are
+    none, or two under one name.
+    """
     taken: list[str] = []
     ignored: list[str] = []
-    while isinstance(content, Mapping):
+    while isinstance(content, Mapping) and len(taken) < len(WRAPPERS):
         name = next((w for w in WRAPPERS if _is_state_dict(content.get(w))), None)
         if name is None:
             break
@@ -117,17 +119,29 @@ def unwrap(content: Any, file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         ignored += [str(k) for k in content if k != name]
         content = content[name]
     if not isinstance(content, Mapping):
-        raise ConversionError(f"{file}: holds a {type(content).__name__}, expected a dict of tensors")
-    tensors: dict[str, Tensor] = {}
+        raise ConversionError(f"{file}: holds a {_kind(content)}, expected a dict of tensors; save a state dict")
+    tensors: dict[str, Any] = {}
+
+    def put(key: str, value: Any) -> None:
+        if key in tensors:
+            raise ConversionError(f"{file}: two tensors named {key}, expected one; save the file again")
+        tensors[key] = value.detach() if isinstance(value, Tensor) else value
+
     for key, value in content.items():
-        if isinstance(value, Tensor):
-            tensors[str(key)] = value.detach()
+        if isinstance(value, (Tensor, StoredTensor)):
+            put(str(key), value)
         elif _is_state_dict(value):  # {"image_proj": {...}, "ip_adapter": {...}}
-            tensors |= {f"{key}.{k}": v.detach() for k, v in value.items()}
+            for inner, tensor in value.items():
+                if isinstance(tensor, (Tensor, StoredTensor)):
+                    put(f"{key}.{inner}", tensor)
+                else:
+                    ignored.append(f"{key}.{inner}")
         else:
             ignored.append(str(key))
     if not tensors:
-        raise ConversionError(f"{file}: holds no tensors, only {sorted(map(str, content))[:8]}")
+        raise ConversionError(
+            f"{file}: holds no tensors, only {sorted(map(str, content))[:8]}, expected weights; is it the right file?"
+        )
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
         taken.append("module.")
@@ -137,13 +151,49 @@ def unwrap(content: Any, file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _is_state_dict(value: Any) -> bool:
     """A non-empty dict with a tensor among its values; a dict of settings beside the weights is none."""
-    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+    return isinstance(value, Mapping) and any(isinstance(v, (Tensor, StoredTensor)) for v in value.values())
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _kind(content: Any) -> str:
+    return str(content)[:80] if isinstance(content, Placeholder) else type(content).__name__
+
+
+def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Read:
+    """Without 8-bit floats, and without weights that mean something only together with scales."""
+    eight = [key for key, tensor in tensors.items() if tensor.dtype in EIGHT_BIT_FLOATS]
+    scale = next((key for key in tensors if SCALES.search(key)), None)
+    if eight and scale:
+        raise ConversionError(
+            f"{path}: 8-bit floats with scales ({scale}), expected plain weights; use the 16- or 32-bit version"
+        )
+    quantised = next((k for k, t in tensors.items() if t.dtype == torch.int8 and t.dim() > 1), None)
+    if quantised:
+        raise ConversionError(
+            f"{path}: {quantised} is quantised to int8, expected floating-point weights; use the 16- or 32-bit version"
+        )
+    if eight:
+        stored = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in eight}))
+        for key in eight:
+            tensors[key] = tensors[key].to(torch.float16)
+        metadata = {**metadata, "stored": stored}
+        log.info("%s: %d tensors are stored as %s and become float16", path.name, len(eight), stored)
+    empty = [k for k, t in tensors.items() if _only_nan(t)]
+    if empty:
+        log.warning("%s: nothing but NaN in %d tensors, first %s; is the file broken?", path, len(empty), empty[0])
+    return tensors, metadata
+
+
+def _only_nan(tensor: Tensor) -> bool:
+    """One look at the first element is enough for almost every tensor."""
+    if not tensor.is_floating_point() or tensor.numel() == 0 or not tensor[(0,) * tensor.dim()].isnan():
+        return False
+    return bool(tensor.isnan().all())
+
+
+def _read_folder(folder: Path) -> Read:
     """The weights inside `unet/`, `vae/`, `text_encoder/`...: safetensors before .bin, full precision before fp16."""
     for suffix in (".safetensors", ".bin"):
-        for variant in ("", ".fp16"):
+        for variant in VARIANTS:
             for name in FOLDER_NAMES:
                 plain = folder / f"{name}{variant}{suffix}"
                 if plain.is_file():
@@ -151,63 +201,79 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 index = folder / f"{name}{suffix}.index{variant}.json"
                 if index.is_file():
                     return _read_shards(index)
+                shards = sorted(folder.glob(f"{name}{variant}-[0-9]*-of-[0-9]*{suffix}"))
+                if shards:
+                    return _read_without_index(shards)
     here = sorted(p.name for p in folder.iterdir())[:10]
     raise FileNotFoundError(f"{folder}: no weights, expected one of {', '.join(FOLDER_NAMES)}; it holds {here}")
 
 
-def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(where.values())):
-        shard, _ = read(index.parent / name)
-        want = {key for key, file in where.items() if file == name}
-        if want != set(shard):
-            wrong = sorted(want ^ set(shard))[:5]
-            raise ConversionError(f"{index.parent / name}: does not hold the keys that {index.name} says, see {wrong}")
-        tensors |= shard
+def _read_without_index(shards: list[Path]) -> Read:
+    first = shards[0]
+    total = int(SHARD.search(first.name)[2]) if SHARD.search(first.name) else 0  # type: ignore[index]
+    expected = [SHARD.sub(f"-{n:05d}-of-{total:05d}", first.name) for n in range(1, total + 1)]
+    if [p.name for p in shards] != expected:
+        raise ConversionError(
+            f"{first.parent}: the shards {', '.join(p.name for p in shards)}, expected all {total} of one set; "
+            "download the missing ones and the .index.json file"
+        )
+    log.warning("%s: no index beside its %d shards, all of them are read", first.parent, total)
+    return _join(shards)
+
+
+def _read_shards(index: Path) -> Read:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        where, listed = content["weight_map"], content.get("metadata") or {}
+        names = sorted(set(where.values()))
+        wrong = [n for n in names if Path(n).name != n or "\\" in n or n in (".", "..")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(index, f"no readable weight_map ({str(error)[:100]})", "an index of shards") from None
+    if wrong or not names:
+        raise damaged(index, f"shards named {wrong[:3]}", "names of files beside it")
+    missing = [n for n in names if not (index.parent / n).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index.parent / missing[0]}: no such file, but {index.name} lists it; fetch it")
+    tensors, _ = _join([index.parent / n for n in names])
+    if tensors.keys() != where.keys():
+        differing = sorted(tensors.keys() ^ where.keys())[:5]
+        raise ConversionError(
+            f"{index}: its shards do not hold the keys that it lists, see {differing}; index and shards are of "
+            "different models, or one is of another download: fetch all of them again"
+        )
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    if isinstance(listed, dict) and listed.get("total_size", size) != size:
+        log.warning("%s: says %s bytes in all, found %d; every key is there", index, listed["total_size"], size)
     return tensors, {}
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, tensor after tensor in the order of their names; same content, same bytes.
+def _join(shards: list[Path]) -> Read:
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        new, _ = read(shard)
+        double = sorted(new.keys() & tensors.keys())
+        if double:
+            raise ConversionError(f"{shard}: {double[0]} is in another shard too, expected it once; fetch them again")
+        tensors |= new
+    return tensors, {}
 
-    The file appears under its name only when it is complete. Raises TypeError for a dtype that the format lacks.
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) -> dict[str, Tensor]:
+    """Floating-point tensors as `dtype`, one after the other; integers, flags and what has the dtype stay as they are.
+
+    Raises ConversionError that names the tensors whose finite numbers would become infinite: float16 ends at 65,504.
     """
-    header: dict[str, Any] = {"__metadata__": {k: str(v) for k, v in sorted((metadata or {}).items())}}
-    if not metadata:
-        header = {}
-    end = 0
-    names = sorted(tensors)
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{path}: {name} has dtype {tensor.dtype}, expected one of {[str(d) for d in DTYPES]}")
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-
-    def content(file: Any) -> None:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            if flat.numel():
-                file.write(flat.view(torch.uint8).numpy().data)
-
-    _write_atomic(Path(path), content)
-
-
-def _write_atomic(path: Path, content: Callable[[Any], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            content(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    out: dict[str, Tensor] = {}
+    lost: list[str] = []
+    for key, tensor in tensors.items():
+        new = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if new.dtype != tensor.dtype and bool((new.isinf() & tensor.isfinite()).any()):
+            lost.append(key)
+        else:
+            out[key] = new
+    if lost:
+        raise ConversionError(
+            f"{file}: {len(lost)} tensors hold numbers above {torch.finfo(dtype).max:g}, the largest of "
+            f"{str(dtype).removeprefix('torch.')}: {', '.join(lost[:5])}; use float32 or bfloat16"
+        )
+    return out

@@ -129,9 +129,12 @@ def test_folders_and_shards(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}}))
     assert sorted(files.read(folder)[0]) == ["a", "b"]
     index.write_text(json.dumps({"weight_map": {"a": shards[1], "b": shards[0]}}))
-    with pytest.raises(ConversionError, match="does not hold the keys"):
+    assert same(files.read(folder)[0], {"a": torch.ones(1), "b": torch.ones(2)})  # each key is there once
+    index.write_text(json.dumps({"weight_map": {"a": shards[0], "c": shards[1]}}))
+    with pytest.raises(ConversionError, match="do not hold the keys"):
         files.read(folder)
-    index.unlink()
+    for leftover in (index, *(folder / name for name in shards)):
+        leftover.unlink()
     save_file({"c": torch.ones(2)}, folder / "diffusion_pytorch_model.fp16.safetensors")
     assert sorted(files.read(folder)[0]) == ["c"]
 
@@ -165,7 +168,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         refused(path)
     torch.save(TENSORS, path)
     path.write_bytes(path.read_bytes()[:-200])
-    refused(path, "not readable")
+    refused(path, "without a readable table")
 
 
 class Evil:

@@ -1,0 +1,96 @@
+"""A file's bytes as tensors: mapped where their place allows it, read where it does not."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from weights_convert.rules import ConversionError
+
+MAX_DIMENSIONS = 16
+MAX_ELEMENTS = 2**48  # far above any checkpoint, far below where 64-bit arithmetic on sizes overflows
+
+
+def damaged(file: str | Path, found: str, expected: str) -> ConversionError:
+    """The error for a file that is not what its own header says."""
+    return ConversionError(
+        f"{file}: {found}, expected {expected}; the file is damaged or was not made by a usual tool: download it again"
+    )
+
+
+def sizes(value: object) -> tuple[int, ...] | None:
+    """`value` as a tensor's shape or strides; None where it cannot be one."""
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMENSIONS:
+        return None
+    if any(type(n) is not int or not 0 <= n < MAX_ELEMENTS for n in value):
+        return None
+    if math.prod(max(n, 1) for n in value) >= MAX_ELEMENTS:
+        return None
+    return tuple(value)
+
+
+class Mapped:
+    """The bytes of an open file.
+
+    The mapping is private: writing into a tensor changes neither the file nor other readers. A tensor keeps the
+    mapping alive, the file may be closed, renamed or deleted; cutting it off while tensors are in use kills the
+    process, as with every mapped file.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path = file, path
+        self.size = os.fstat(file.fileno()).st_size
+        self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._stamp = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        found = os.fstat(self.file.fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def tensor(
+        self, dtype: torch.dtype, start: int, shape: Sequence[int], stride: Sequence[int] | None = None
+    ) -> Tensor:
+        """The tensor whose first element lies at byte `start`; strides count elements, none means contiguous.
+
+        The caller has checked the sizes (`sizes`). Elements at a multiple of their own size are mapped, others are
+        read now. Raises ConversionError where the file is too short.
+        """
+        if math.prod(shape) == 0:
+            return torch.empty(tuple(shape), dtype=dtype)
+        if stride is None:
+            count = math.prod(shape)
+        else:
+            count = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        width = dtype.itemsize
+        if start + count * width > self.size:
+            raise damaged(self.path, f"tensor data up to byte {start + count * width}", f"at most {self.size} bytes")
+        if start % width == 0:
+            flat = torch.frombuffer(self.bytes, dtype=dtype, count=count, offset=start)
+        else:
+            flat = torch.empty(count, dtype=dtype)
+            self._read(start, flat)
+        return flat.view(tuple(shape)) if stride is None else flat.as_strided(tuple(shape), tuple(stride))
+
+    def _read(self, start: int, into: Tensor) -> None:
+        self.file.seek(start)
+        view = memoryview(into.view(torch.uint8).numpy().data)
+        while view:
+            done = self.file.readinto(view)  # type: ignore[attr-defined]
+            if not done:
+                raise damaged(self.path, "the end of the file in the middle of a tensor", "all of its bytes")
+            view = view[done:]
+
+    def unchanged(self) -> None:
+        """Raises ConversionError if the file was written since it was opened: what was read may be a mixture."""
+        if self._now() != self._stamp:
+            raise ConversionError(
+                f"{self.path}: the file changed while it was read (a download still running?), expected it to stay as "
+                "it is; wait until it is complete and start again"
+            )
