@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from weights_convert import safetensors_file, torch_file
 from weights_convert.mapped import Mapped, damaged
 from weights_convert.pickle_names import PickleError, Placeholder, StoredTensor
 from weights_convert.rules import ConversionError
-from weights_convert.safetensors_file import DTYPES, write, write_atomic
+from weights_convert.safetensors_file import DTYPES, write_atomic
 
 __all__ = ["DTYPES", "cast", "read", "unwrap", "write", "write_atomic"]
 
@@ -277,3 +277,24 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) ->
             f"{str(dtype).removeprefix('torch.')}: {', '.join(lost[:5])}; use float32 or bfloat16"
         )
     return out
+
+
+def write(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    done: Callable[[int], object] | None = None,
+) -> None:
+    """A safetensors file, one tensor after the other, cast to `dtype` if one is given (see `cast`).
+
+    The file appears under its name only when it is complete. `done` is told the bytes of each tensor.
+    """
+
+    def ready(name: str, tensor: Tensor) -> Tensor:
+        out = tensor if dtype is None else cast({name: tensor}, dtype, path)[name]
+        if done is not None:
+            done(out.numel() * out.element_size())
+        return out
+
+    safetensors_file.write(path, tensors, metadata, dtype, ready)

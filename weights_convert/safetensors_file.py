@@ -113,11 +113,18 @@ def _place(path: Path, key: str, entry: Any) -> tuple[int, int, str, torch.dtype
     return begin, end, key, NAMED[name], shape
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    ready: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
+) -> None:
     """Writes a safetensors file, tensor after tensor in the order of their names; same content, same bytes.
 
-    The file appears under its name only when it is complete. Raises TypeError for a dtype that the format lacks,
-    OSError where nothing can be written.
+    The file appears under its name only when it is complete. `dtype` is that of the floating-point tensors in the
+    file, if not their own; `ready` is called for each tensor in turn and returns it so. Raises TypeError for a dtype
+    that the format lacks, OSError where nothing can be written.
     """
     header: dict[str, Any] = {"__metadata__": {k: str(v) for k, v in sorted((metadata or {}).items())}}
     if not metadata:
@@ -126,10 +133,11 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     names = sorted(tensors)
     for name in names:
         tensor = tensors[name]
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{path}: {name} has dtype {tensor.dtype}, expected one of {[str(d) for d in DTYPES]}")
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        if kind not in DTYPES:
+            raise TypeError(f"{path}: {name} has dtype {kind}, expected one of {[str(d) for d in DTYPES]}")
+        size = tensor.numel() * kind.itemsize
+        header[name] = {"dtype": DTYPES[kind], "shape": list(tensor.shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -137,7 +145,7 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     def content(file: Any) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            flat = ready(name, tensors[name]).detach().cpu().contiguous().reshape(-1)
             if flat.numel():
                 file.write(flat.view(torch.uint8).numpy().data)
 
