@@ -24,14 +24,16 @@ def stop_at_once(*_: object) -> None:
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, stop_at_once)
 
-from i2v import load, presets, replay
+from i2v import assemble, load, presets, replay
+from i2v.assemble import ModelFiles
 from i2v.config import ConfigError, flag, from_command_line, from_dict
+from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.request import Request
 from i2v.video import check_output, read_image, settings_beside, write_video
 
 
 @dataclass(frozen=True)
-class SampleConfig(Request):
+class SampleConfig(ModelFiles, Request):
     """Make a video from a picture and a prompt."""
 
     image: Path | None = flag(None, "the picture that the video begins with", "-i", "--first-frame-path",
@@ -41,8 +43,7 @@ class SampleConfig(Request):
     overwrite: bool = flag(False, "replace the output if it exists")
     release: bool = flag(False, "every setting as in the authors' script, but for those that you give")
     from_: Path | None = flag(None, "make this video again, from the settings inside it; other flags change them")
-    preset: str = flag("tiny", "the model", "--model")
-    weights: Path | None = flag(None, "a folder with weights of your own in place of the preset's")
+    check: bool = flag(False, "tell which weight files are found, missing, and fit together; make nothing")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag("auto", "number format of the networks",
                                                                     "--precision")  # fmt: skip
@@ -73,9 +74,14 @@ def output_of(cfg: SampleConfig, image: Path) -> Path:
     return check_output(target, cfg.overwrite)
 
 
-def run(argv: Sequence[str] | None = None) -> Path:
-    """Everything that can be wrong is looked at before the weights are read; returns the video's path."""
+def run(argv: Sequence[str] | None = None) -> int:
+    """Everything that can be wrong is looked at before the weights are read; returns the exit code."""
     cfg, recipe = parse(argv)
+    files = ModelFiles(**{f.name: getattr(cfg, f.name) for f in fields(ModelFiles)})
+    if cfg.check:
+        plan = assemble.plan(files)
+        print(plan.report())
+        return 0 if plan.complete else 2
     if cfg.image is None:
         if recipe is None:
             raise ConfigError("--image is missing: the picture that the video begins with")
@@ -84,16 +90,18 @@ def run(argv: Sequence[str] | None = None) -> Path:
     if cfg.decode_chunk < 1:
         raise ConfigError(f"--decode-chunk {cfg.decode_chunk}: expected at least 1 frame")
     picture = read_image(cfg.image)
-    preset = presets.find(cfg.preset)
-    parts = load.headers(load.folder_of(preset, cfg.weights))
+    plan = assemble.plan(files)
+    plan.refuse()
+    motion, vae = plan.parts["motion"].config, plan.parts["vae"].config
     request = Request(**{f.name: getattr(cfg, f.name) for f in fields(Request)})
-    full = request.resolved(preset, picture.shape[:2], parts["motion"].config.max_frames, parts["vae"].config.factor)
+    full = request.resolved(plan.preset, picture.shape[:2], motion.max_frames, vae.factor)
+    timesteps_from(plan.schedule, full.steps, float(full.t0 or 0))
     output = output_of(cfg, cfg.image)
 
-    pipe = load.load(cfg.preset, cfg.device, cfg.dtype, cfg.weights)
+    pipe = load.build(plan, cfg.device, cfg.dtype, progress=True)
     pipe.decode_chunk, pipe.guidance_in_turn = cfg.decode_chunk, cfg.guidance_in_turn
     print(f"{cfg.image} -> {full.num_frames} frames of {full.width}x{full.height}, seed {full.seed}, "
-          f"{preset.name} on {pipe.device.type}")  # fmt: skip
+          f"{plan.preset.name} on {pipe.device.type}")  # fmt: skip
     result = pipe.run(cfg.image, request, progress=True)
     written = write_video(output, result.frames, result.fps, result.settings, overwrite=cfg.overwrite)
     print(f"{written.path} ({written.codec})" + (f"; {written.note}" if written.note else ""))
@@ -103,14 +111,14 @@ def run(argv: Sequence[str] | None = None) -> Path:
     if recipe is not None:
         lines = recipe.differences(result.settings)
         print("made as recorded" if not lines else "not as recorded:\n  " + "\n  ".join(lines))
-    return written.path
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, 2 for a mistake that the user can put right, 130 for Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="sample.py: %(message)s")
     try:
-        run(argv)
+        return run(argv)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         return 130
@@ -121,7 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("out of memory; try --guidance-in-turn, --decode-chunk 1, fewer frames or a smaller size")
     except (ValueError, OSError) as error:  # the errors that this project raises for what users gave
         return fail(" ".join(str(error).split()))
-    return 0
 
 
 def fail(message: str) -> int:

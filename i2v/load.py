@@ -1,52 +1,141 @@
-"""A preset's files -> a built, strictly loaded pipeline."""
+"""A preset or files -> a built, strictly loaded pipeline: `load("tiny")(image, prompt)`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tqdm import tqdm
 
+from i2v import assemble, config
+from i2v.assemble import TEXT_FILES, ModelFiles, Networks, Part, Plan
 from i2v.config import ConfigError
 from i2v.device import pick_device, pick_dtype
-from i2v.diffusion.schedule import Schedule
-from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
-from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
-from i2v.models.i2v_adapter import add_i2v_adapter
-from i2v.models.ip_adapter import IPAdapterConfig, add_ip_adapter, image_projection
-from i2v.models.motion import MotionConfig, add_motion_modules
-from i2v.models.tokenizer import Tokenizer
-from i2v.models.unet import UNet, UNetConfig
-from i2v.models.vae import VAE, VAEConfig
-from i2v.parts import PartFile, from_json, open_part, save_part
+from i2v.parts import CONFIGS, PartFile, open_part, save_part
 from i2v.pipeline import I2VPipeline
-from i2v.presets import Preset, find
-from weights_convert.rules import check_shapes
+from i2v.prompt import OneEncoder, TwoEncoders
+from i2v.sources import ATTENTION, PROJECTION, schedule_of
 
-__all__ = ["PartFile", "header", "headers", "load", "save_part"]
+__all__ = ["CONTENT", "PROJECTION", "TEXT_FILES", "PartFile", "header", "headers", "load", "save_part", "schedule_of"]
 
-CONFIGS: dict[str, type | None] = {
-    "vae": VAEConfig,
-    "text_encoder": CLIPTextConfig,
-    "image_encoder": CLIPVisionConfig,
-    "unet": UNetConfig,
-    "motion": MotionConfig,  # with the schedule that it was trained on
-    "i2v_adapter": None,
-    "ip_adapter": IPAdapterConfig,
-}
-PROJECTION, CONTENT = "image_proj.", "ip_adapter."  # the two groups of keys in ip_adapter.safetensors
-TEXT_FILES = ("vocab.json", "merges.txt")
+CONTENT = ATTENTION
+
+
+def load(
+    preset: str = "tiny",
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = torch.float32,
+    folder: str | Path | None = None,
+    *,
+    models: str | Path | None = None,
+    base: str | Path | Sequence[str | Path] = (),
+    motion: str | Path | None = None,
+    i2v: str | Path | None = None,
+    ip_adapter: str | Path | None = None,
+    image_encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    lora: str | Path | Sequence[str | Path] = (),
+    motion_lora: str | Path | Sequence[str | Path] = (),
+    lora_ignore_alpha: bool = False,
+    tokenizer: str | Path | None = None,
+) -> I2VPipeline:
+    """The preset, ready to run, with the given files in place of its own.
+
+    folder: one file per part, in place of the preset's (`--weights`). models: where the preset's published files are
+    looked for. base to tokenizer: files or folders in any published format, as sample.py's flags of these names.
+    Raises ConfigError for files that are missing, damaged or do not belong together, before any weight is read.
+    """
+
+    def path(value: str | Path | None) -> Path | None:
+        return None if value is None else Path(value)
+
+    def several(value: str | Path | Sequence[str | Path]) -> list[str]:
+        return [str(value)] if isinstance(value, (str, Path)) else [str(one) for one in value]
+
+    files = ModelFiles(
+        preset=preset, weights=path(folder), models=path(models), base=tuple(map(Path, several(base))),
+        motion=path(motion), i2v=path(i2v), ip_adapter=path(ip_adapter), image_encoder=path(image_encoder),
+        vae=path(vae), lora=tuple(several(lora)), motion_lora=tuple(several(motion_lora)),
+        lora_ignore_alpha=lora_ignore_alpha, tokenizer=path(tokenizer),
+    )  # fmt: skip
+    return build(assemble.plan(files), device, dtype)
+
+
+def build(
+    plan: Plan,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = torch.float32,
+    progress: bool = False,
+) -> I2VPipeline:
+    """The planned model. Raises ConfigError for a plan that is not complete.
+
+    Networks are built without memory on the meta device and then given the files' tensors one by one, in `dtype`;
+    the adapter stays float32 and is cast where it is used. Every tensor has its place, and every place a tensor.
+    """
+    plan.refuse()
+    place = pick_device(device)
+    number = pick_dtype(dtype, place)
+    built = assemble.networks(plan.parts)
+    with tqdm(total=2 * len(plan.parts), desc="loading", unit="part", delay=1, disable=not progress) as bar:
+        for name, part in plan.parts.items():
+            _fill(built, name, part, place, _dtype_of(name, part, number))
+            bar.update()
+        weights: dict[str, dict[str, Any]] = {}
+        for name, part in plan.parts.items():
+            weights[name] = {"file": part.source.path.name, "sha256": part.source.sha256}
+            bar.update()
+    encoders = [built.slots[name][""] for name in ("text_encoder", "text_encoder_2") if name in built.slots]
+    tokenizers = plan.tokenizers()
+    text = TwoEncoders(encoders, tokenizers) if len(encoders) > 1 else OneEncoder(encoders[0], tokenizers[0])
+    content = plan.parts["image_projection"].config
+    return I2VPipeline(
+        preset=plan.preset,
+        unet=built.unet,
+        vae=built.slots["vae"][""],
+        text_encoder=text.eval(),
+        image_encoder=built.slots["image_encoder"][""],
+        image_projection=built.slots["image_projection"][""],
+        image_config=content,
+        i2v_adapter=built.added("i2v_adapter"),
+        ip_adapter=built.added("ip_adapter"),
+        schedule=plan.schedule,
+        max_frames=plan.parts["motion"].config.max_frames,
+        device=place,
+        dtype=number,
+        weights=weights,
+        files={name: value for name, value in config.to_dict(plan.files).items() if value and name != "preset"},
+    )
+
+
+def _dtype_of(name: str, part: Part, number: torch.dtype) -> torch.dtype:
+    """The trained part stays float32, and so does an autoencoder whose activations overflow in float16."""
+    overflows = name == "vae" and number == torch.float16 and not part.config.float16_safe
+    return torch.float32 if name == "i2v_adapter" or overflows else number
+
+
+def _fill(built: Networks, name: str, part: Part, device: torch.device, dtype: torch.dtype) -> None:
+    """Put a file's tensors into modules built on meta, whose shapes were compared before."""
+    wanted = built.shapes(name)
+    for start, module in built.slots[name].items():
+        placed: dict[str, Tensor] = {}
+        for key in module.state_dict():
+            if start + key in wanted:
+                tensor = part.tensors[start + key]
+                placed[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        module.load_state_dict(module.state_dict() | placed, strict=True, assign=True)
+        module.requires_grad_(False).eval()
 
 
 def headers(folder: Path) -> dict[str, PartFile]:
     """What lies in a model's folder, no tensor read; raises ConfigError that names what is missing or damaged."""
-    wanted = (*(f"{part}.safetensors" for part in CONFIGS), *TEXT_FILES)
-    missing = [name for name in wanted if not (folder / name).is_file()]
+    names = [name for name in CONFIGS if name != "text_encoder_2" or (folder / f"{name}.safetensors").is_file()]
+    missing = [n for n in (*(f"{part}.safetensors" for part in names), *TEXT_FILES) if not (folder / n).is_file()]
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}; a model's folder holds one file per part")
-    return {name: header(folder / f"{name}.safetensors") for name in CONFIGS}
+    return {name: header(folder / f"{name}.safetensors") for name in names}
 
 
 def header(path: Path) -> PartFile:
@@ -54,104 +143,3 @@ def header(path: Path) -> PartFile:
     if path.stem not in CONFIGS:
         raise ConfigError(f"{path}: no part has this name; parts are {', '.join(CONFIGS)}")
     return open_part(path, CONFIGS[path.stem])
-
-
-def folder_of(preset: Preset, folder: Path | None = None) -> Path:
-    """Where the preset's files lie; raises ConfigError that lists what is needed where none are shipped."""
-    if folder is not None:
-        return folder
-    if preset.folder is not None:
-        return preset.folder
-    needed = "; ".join(f"{file} ({what})" for file, what in preset.needs.items())
-    raise ConfigError(f"--preset {preset.name}: its weights are not part of this repository. It needs {needed}")
-
-
-def load(
-    preset: str = "tiny",
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype = torch.float32,
-    folder: Path | None = None,
-) -> I2VPipeline:
-    """The preset, ready to run: `load("tiny")(image, prompt)`. `folder` takes its place with weights of your own.
-
-    Networks are built without memory on the meta device and then given the files' tensors, in `dtype`; the adapter
-    stays float32 and is cast where it is used. Every tensor must have its place, and every place a tensor.
-    Raises ConfigError for a missing, damaged or unfitting file.
-    """
-    chosen = find(preset)
-    place = pick_device(device)
-    number = pick_dtype(dtype, place)
-    where = folder_of(chosen, folder)
-    parts = headers(where)
-    with torch.device("meta"):
-        vae = VAE(parts["vae"].config)
-        text = CLIPTextModel(parts["text_encoder"].config)
-        image = CLIPVisionModel(parts["image_encoder"].config)
-        projection = image_projection(parts["ip_adapter"].config)
-        unet = UNet(parts["unet"].config)
-        base = set(unet.state_dict())
-        motion = add_motion_modules(unet, parts["motion"].config)
-        adapter = add_i2v_adapter(unet)
-        content = {CONTENT + path: module for path, module in add_ip_adapter(unet).items()}
-    ours = parts["ip_adapter"].tensors()
-    projected = {k.removeprefix(PROJECTION): ours.pop(k) for k in list(ours) if k.startswith(PROJECTION)}
-    safe = number if number != torch.float16 or parts["vae"].config.float16_safe else torch.float32
-    _fill({"": vae}, parts["vae"].tensors(), parts["vae"].path, place, safe)
-    _fill({"": text}, parts["text_encoder"].tensors(), parts["text_encoder"].path, place, number)
-    _fill({"": image}, parts["image_encoder"].tensors(), parts["image_encoder"].path, place, number)
-    _fill({"": projection}, projected, parts["ip_adapter"].path, place, number)
-    _fill(motion, parts["motion"].tensors(), parts["motion"].path, place, number)
-    _fill(content, ours, parts["ip_adapter"].path, place, number)
-    _fill(adapter, parts["i2v_adapter"].tensors(), parts["i2v_adapter"].path, place, torch.float32)
-    _fill({"": unet}, parts["unet"].tensors(), parts["unet"].path, place, number, only=base)
-    return I2VPipeline(
-        preset=chosen,
-        unet=unet,
-        vae=vae,
-        text_encoder=text,
-        tokenizer=Tokenizer.from_files(
-            where / TEXT_FILES[0], where / TEXT_FILES[1], length=parts["text_encoder"].config.max_length
-        ),
-        image_encoder=image,
-        image_projection=projection,
-        image_config=parts["ip_adapter"].config,
-        i2v_adapter=adapter,
-        ip_adapter=content,
-        schedule=schedule_of(parts["motion"]),
-        max_frames=parts["motion"].config.max_frames,
-        device=place,
-        dtype=number,
-        weights={name: {"file": part.path.name, "sha256": part.sha256()} for name, part in parts.items()},
-        folder=folder,
-    )
-
-
-def schedule_of(motion: PartFile) -> Schedule:
-    """The noise schedule that the motion modules were trained on, from their file's metadata."""
-    if "schedule" not in motion.metadata:
-        raise ConfigError(f"{motion.path} names no schedule in its metadata; save_part(..., schedule=Schedule(...))")
-    return from_json(Schedule, json.dumps(motion.metadata["schedule"]), str(motion.path))
-
-
-def _fill(
-    modules: Mapping[str, nn.Module],
-    tensors: Mapping[str, Tensor],
-    path: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    only: set[str] | None = None,
-) -> None:
-    """Put a file's tensors into modules built on meta; `only` names the keys that are this file's business."""
-    dotted = {f"{name}." if name else "": module for name, module in modules.items()}
-    wanted = {start + key: v for start, module in dotted.items() for key, v in module.state_dict().items()}
-    if only is not None:
-        wanted = {key: v for key, v in wanted.items() if key in only}
-    check_shapes(wanted, tensors, str(path))
-    for start, module in dotted.items():
-        placed = {
-            key: tensors[start + key].to(device, dtype if tensors[start + key].is_floating_point() else None)
-            for key in module.state_dict()
-            if start + key in wanted
-        }
-        module.load_state_dict(module.state_dict() | placed, strict=True, assign=True)
-        module.requires_grad_(False).eval()

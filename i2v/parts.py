@@ -19,9 +19,26 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from i2v.config import ConfigError
+from i2v.models.clip_text import CLIPTextConfig
+from i2v.models.clip_vision import CLIPVisionConfig
+from i2v.models.ip_adapter import IPAdapterConfig
+from i2v.models.motion import MotionConfig
+from i2v.models.unet import UNetConfig
+from i2v.models.vae import VAEConfig
 from weights_convert import files
 
 C = TypeVar("C")
+
+CONFIGS: dict[str, type | None] = {  # the parts of a model, and the config that each file's metadata hold
+    "vae": VAEConfig,
+    "text_encoder": CLIPTextConfig,
+    "text_encoder_2": CLIPTextConfig,  # SDXL
+    "image_encoder": CLIPVisionConfig,
+    "unet": UNetConfig,
+    "motion": MotionConfig,  # with the schedule that it was trained on
+    "i2v_adapter": None,
+    "ip_adapter": IPAdapterConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -37,13 +54,18 @@ class PartFile:
         """Everything in the file, on the CPU, in the stored format."""
         return files.read(self.path)[0]
 
-    def sha256(self) -> str:
-        """Of the whole file, in hexadecimal."""
-        digest = hashlib.sha256()
-        with open(self.path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+
+def sha256(path: Path) -> str:
+    """Of a file, or of the names and hashes of all files in a folder; in hexadecimal."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for inside in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{inside.relative_to(path).as_posix()} {sha256(inside)}\n".encode())
         return digest.hexdigest()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def save_part(
@@ -101,6 +123,15 @@ def _decoded(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def is_part(path: Path) -> str:
+    """The name of the part that `save_part` wrote there; "" for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("part", ""))
+    except (SafetensorError, OSError):
+        return ""
 
 
 def open_part(path: Path, config: type | None) -> PartFile:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +23,20 @@ from i2v.diffusion.first_frame import KnownFrames
 from i2v.diffusion.guidance import Condition, guide
 from i2v.diffusion.samplers import SAMPLERS
 from i2v.diffusion.schedule import Schedule
-from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention, IPAdapterConfig
 from i2v.models.layers import ContextKV
-from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet
 from i2v.models.vae import VAE
 from i2v.presets import Preset
+from i2v.prompt import OneEncoder, TextConditioning, TwoEncoders
 from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage
 from i2v.video import read_image
 
 log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class TextConditioning:
-    """What a UNet is told of a prompt: context (1, L, C); pooled (1, P) and size_ids (1, 6) for SDXL alone."""
-
-    context: Tensor
-    pooled: Tensor | None = None
-    size_ids: Tensor | None = None
 
 
 @dataclass
@@ -65,8 +55,8 @@ class Encoded:
 class Result:
     """A finished video: frames (F, H, W, 3) uint8 RGB, and all that is needed to make it again.
 
-    settings: "request" (every number used), "preset", "picture" and "weights" (names and sha256), "versions", and
-    "run", which changes the last bits at most.
+    settings: "request" (every number used), "preset", "files" (what the user put in place of the preset's),
+    "picture" and "weights" (names and sha256), "versions", and "run", which changes the last bits at most.
     drift: how far the frames' colours wander from the first, see `picture.drift`.
     """
 
@@ -83,8 +73,7 @@ class I2VPipeline:
     preset: Preset
     unet: UNet
     vae: VAE
-    text_encoder: CLIPTextModel
-    tokenizer: Tokenizer
+    text_encoder: OneEncoder | TwoEncoders
     image_encoder: CLIPVisionModel
     image_projection: nn.Module
     image_config: IPAdapterConfig
@@ -94,8 +83,8 @@ class I2VPipeline:
     max_frames: int
     device: torch.device
     dtype: torch.dtype
-    weights: Mapping[str, Mapping[str, str]]
-    folder: Path | None = None  # of weights that stand in for the preset's
+    weights: Mapping[str, Mapping[str, Any]]  # name and sha256 of every file that is in use
+    files: Mapping[str, Any] = field(default_factory=dict)  # the settings of `assemble.ModelFiles` that gave them
     decode_chunk: int = 8  # frames that the VAE decodes at once
     guidance_in_turn: bool = False  # the two halves of guidance one after the other: half the memory
 
@@ -143,7 +132,7 @@ class I2VPipeline:
             raise ConfigError(f"image: expected (H, W, 3) uint8 RGB, got {original.shape} {original.dtype}")
         request = request.resolved(self.preset, original.shape[:2], self.max_frames, self.vae.cfg.factor)
         for prompt in (request.prompt, request.negative_prompt):
-            if cut := self.tokenizer.truncated(prompt):
+            if cut := self.text_encoder.tokenizer.truncated(prompt):
                 log.warning("the prompt is longer than this model reads; cut off: %s", cut)
         for adapter in self.i2v_adapter.values():
             adapter.scale = request.i2v_scale
@@ -167,8 +156,8 @@ class I2VPipeline:
                 "decode_chunk": self.decode_chunk,
                 "guidance_in_turn": self.guidance_in_turn,
                 "threads": torch.get_num_threads(),
-                "weights": None if self.folder is None else str(self.folder),
             },
+            "files": dict(self.files),
         }
         return Result(frames, int(request.fps or 0), settings, drift)
 
@@ -196,12 +185,8 @@ class I2VPipeline:
         # as released: zeros after normalisation, which is a picture of CLIP's mean colour
         other = tokens if request.unconditional_image == "same" else self.encode_image(torch.zeros_like(pixels))
         return [
-            Condition("negative", Encoded(self.encode_text(request.negative_prompt), other)),
-            Condition(
-                "positive",
-                Encoded(self.encode_text(request.prompt), tokens),
-                scale=float(request.guidance_scale or 0),
-            ),
+            Condition("negative", Encoded(self.encode_text(request, negative=True), other)),
+            Condition("positive", Encoded(self.encode_text(request), tokens), scale=float(request.guidance_scale or 0)),
         ]
 
     def denoise(
@@ -257,10 +242,10 @@ class I2VPipeline:
 
     # -- what the steps are made of --------------------------------------------------------------------------------
 
-    def encode_text(self, prompt: str) -> TextConditioning:
-        """The text encoder's last hidden state, after its final norm."""
-        ids = self.tokenizer.encode(prompt).to(self.device)
-        return TextConditioning(self.text_encoder(ids).last_hidden_state)
+    def encode_text(self, request: Request, negative: bool = False) -> TextConditioning:
+        """The prompt or the negative one, by the rules of the base model."""
+        prompt = request.negative_prompt if negative else request.prompt
+        return self.text_encoder(prompt, _size(request), negative)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """CLIP's normalised pixels (N, 3, S, S) -> image tokens (N, M, C) of the Content-Adapter."""

@@ -19,10 +19,10 @@ class Recipe:
     settings: Mapping[str, Any]
 
     def flags(self) -> dict[str, Any]:
-        """Values for the command line: every recorded number, the preset, how it was run, and the picture."""
+        """Values for the command line: every recorded number, the preset, its files, how it was run, the picture."""
         made = self.settings
         run = {name: value for name, value in made["run"].items() if name != "threads"}
-        return {**made["request"], **run, "preset": made["preset"], "image": self.picture()}
+        return {**made["request"], **run, **made.get("files", {}), "preset": made["preset"], "image": self.picture()}
 
     def picture(self) -> str | None:
         """The picture's path, as it was given then or lying beside the video; None where it is not there any more."""
@@ -47,7 +47,7 @@ class Recipe:
                 lines.append(f"{name} was {was['request'].get(name)!r}, is {now['request'].get(name)!r}")
         for group in ("versions", "run"):
             for name, old in was[group].items():
-                if name != "weights" and old != (new := now[group].get(name)):
+                if old != (new := now[group].get(name)):
                     lines.append(f"{name} was {old}, is {new}; the last bits may differ")
         return lines
 

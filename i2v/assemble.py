@@ -1,0 +1,313 @@
+"""From a preset and files to the parts of one model: who gives what, what is missing, whether it fits together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i2v import presets
+from i2v.config import ConfigError, flag
+from i2v.diffusion.schedule import Schedule
+from i2v.models.clip_text import CLIPTextModel
+from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.ip_adapter import add_ip_adapter, image_projection
+from i2v.models.motion import add_motion_modules
+from i2v.models.tokenizer import Tokenizer
+from i2v.models.unet import UNet
+from i2v.models.vae import VAE
+from i2v.parts import CONFIGS
+from i2v.presets import Preset
+from i2v.prompt import SECOND_PAD
+from i2v.sources import ATTENTION, Library, Source, flag_of, listed, open_source, own_source, with_scale
+from weights_convert.rules import ConversionError, check_shapes
+
+TEXT_FILES = ("vocab.json", "merges.txt")
+# a flag that stands for one part, and that part; --base stands for all that its files hold
+PART_OF = {"motion": "motion", "i2v": "i2v_adapter", "ip_adapter": "image_projection",
+           "image_encoder": "image_encoder", "vae": "vae"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Which model, and files in place of its parts."""
+
+    preset: str = flag("tiny", "the model", "--model")
+    weights: Path | None = flag(None, "a folder with one file per part, as train.py writes it")
+    models: Path | None = flag(None, "a folder in which the preset's published files are looked for", "--models-dir")
+    base: tuple[Path, ...] = flag((), "base model: UNet, VAE, text encoder; of several files the last that holds a "
+                                  "part counts", "--base-model", "--ckpt", "--checkpoint")  # fmt: skip
+    motion: Path | None = flag(None, "motion modules", "--motion-module", "--motion-adapter", "--mm")
+    i2v: Path | None = flag(None, "the I2V-Adapter", "--i2v-adapter", "--i2v-module")
+    ip_adapter: Path | None = flag(None, "the Content-Adapter (IP-Adapter)", "--ip-adapter-path")
+    image_encoder: Path | None = flag(None, "the Content-Adapter's CLIP image encoder")
+    vae: Path | None = flag(None, "the autoencoder", "--vae-path")
+    lora: tuple[str, ...] = flag((), "PATH or PATH:SCALE; several add up", "--loras", "--lora-path")
+    motion_lora: tuple[str, ...] = flag((), "the same for motion modules", "--motion-loras")
+    lora_ignore_alpha: bool = flag(False, "LoRA: take no notice of the files' alpha, as the authors' code")
+    tokenizer: Path | None = flag(None, "a folder with vocab.json and merges.txt")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the model and the file that gives it."""
+
+    tensors: Mapping[str, Tensor]
+    config: Any
+    source: Source
+    given: str  # the flag that gave it, "" for the preset's own
+
+
+@dataclass
+class Networks:
+    """All networks of a model. `slots`: part -> prefix of its keys -> the module that they belong to."""
+
+    unet: UNet
+    base_keys: set[str]  # of the UNet, without what was added to it
+    slots: dict[str, dict[str, Any]]
+
+    def shapes(self, part: str) -> dict[str, Tensor]:
+        """The part's keys, as its file has to name them."""
+        found = {start + key: v for start, m in self.slots[part].items() for key, v in m.state_dict().items()}
+        return {key: v for key, v in found.items() if part != "unet" or key in self.base_keys}
+
+    def added(self, part: str) -> dict[str, Any]:
+        """The modules of an adapter by their path in the UNet."""
+        return {start.removeprefix(ATTENTION).rstrip("."): module for start, module in self.slots[part].items()}
+
+
+@dataclass
+class Plan:
+    """What a model is to be made of; nothing is read yet. Built only if nothing is missing and there is no problem."""
+
+    preset: Preset
+    files: ModelFiles
+    parts: dict[str, Part] = field(default_factory=dict)
+    sources: list[tuple[str, Source]] = field(default_factory=list)  # with their flags, those that count most last
+    notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    loras: list[tuple[str, Path, float]] = field(default_factory=list)  # flag, file, scale
+    tokenizer: Path | None = None  # None: CLIP's own, which comes with the package
+
+    @property
+    def schedule(self) -> Schedule:
+        own = self.parts["motion"].source.schedule
+        if own is not None:
+            return own
+        return self.preset.networks.schedule if self.preset.networks else Schedule()
+
+    def tokenizers(self) -> list[Tokenizer]:
+        """One per text encoder; SDXL's second one pads otherwise."""
+        out = []
+        for name, pad in (("text_encoder", {}), ("text_encoder_2", {"pad_token": SECOND_PAD})):
+            if name in self.parts:
+                length = self.parts[name].config.max_length
+                if self.tokenizer is None:
+                    out.append(Tokenizer.clip(length=length, **pad))
+                else:
+                    vocab, merges = (self.tokenizer / file for file in TEXT_FILES)
+                    out.append(Tokenizer.from_files(vocab, merges, length=length, **pad))
+        return out
+
+    def refuse(self) -> None:
+        """Raises ConfigError that tells all that is missing or wrong, if anything is."""
+        if self.problems:
+            raise ConfigError("; ".join(self.problems))
+        if self.missing:
+            hint = "" if self.folder else "; give a folder that holds them with --models, or each with its flag"
+            raise ConfigError(f"--preset {self.preset.name} lacks {'; '.join(self.missing)}{hint}")
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.problems)
+
+    @property
+    def folder(self) -> Path | None:
+        """Of files of our own, one per part."""
+        return self.files.weights or self.preset.folder
+
+    def report(self) -> str:
+        """What was found, what is missing and what fits, for people."""
+        rows = [("part", "tensors", "parameters", "recognised as", "file")]
+        for name, part in self.parts.items():
+            size = sum(tensor.numel() for tensor in part.tensors.values())
+            row = (name, f"{len(part.tensors):,}", f"{size:,}", part.source.layout, str(part.source.path))
+            rows.append(row)
+        wide = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [f"{self.preset.name}: {self.preset.about}"]
+        lines += ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, wide)), row[4]]) for row in rows]
+        lines += [f"  {flag_of(name)} {path}, scale {scale:g}" for name, path, scale in self.loras]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"missing: {one}" for one in self.missing]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return "\n".join([*lines, "complete, every shape fits" if self.complete else "not complete"])
+
+
+def plan(files: ModelFiles) -> Plan:
+    """Opens the files, gives each part to the one that counts most, and compares every shape. No tensor is read.
+
+    What counts more: a part's own flag, then `--base` (the last file first), then what was found for the preset.
+    Raises ConfigError for a file that is not there or not readable; all else is told in the plan.
+    """
+    made = Plan(presets.find(files.preset), files)
+    _own_folder(made)
+    given = [("base", path) for path in files.base]
+    given += [(name, path) for name in PART_OF if (path := getattr(files, name)) is not None]
+    opened = [(name, _open(name, path)) for name, path in given]
+    _preset_files(made, opened)
+    made.sources += opened
+    for name, source in made.sources:
+        _take(made, name, source)
+    _tokenizer(made)
+    for name in ("lora", "motion_lora"):
+        for text in getattr(files, name):
+            path, scale = with_scale(text)
+            if not path.exists():
+                made.problems.append(f"{flag_of(name)} {path}: there is no such file")
+            made.loras.append((name, path, scale))
+    _compare(made)
+    return made
+
+
+def _open(name: str, path: Path) -> Source:
+    try:
+        source = open_source(path)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{flag_of(name)} {error}") from None
+    wanted = PART_OF.get(name)
+    if wanted is not None and wanted not in source.parts:
+        raise ConfigError(f"{flag_of(name)} {source}: it holds no {wanted}, only {listed(sorted(source.parts))}")
+    return source
+
+
+def _own_folder(made: Plan) -> None:
+    """One file per part: the preset's own, or the user's (`--weights`)."""
+    folder = made.folder
+    if folder is None:
+        return
+    if made.files.models is not None:
+        raise ConfigError(f"--models {made.files.models}: the parts are in {folder}; use one of the two")
+    there = [name for name in CONFIGS if (folder / f"{name}.safetensors").is_file()]
+    made.sources += [("", own_source(folder / f"{name}.safetensors")) for name in there]
+    made.tokenizer = folder
+
+
+def _preset_files(made: Plan, given: Iterable[tuple[str, Source]]) -> None:
+    """Looks in `--models` for the preset's files whose parts the user does not give."""
+    if made.files.models is None:
+        return
+    library = Library(made.files.models)
+    have = {part for name, source in given for part in ([PART_OF[name]] if name in PART_OF else source.parts)}
+    for wanted in made.preset.needs:
+        if set(wanted.parts) <= have:
+            continue
+        source, note = library.find(wanted)
+        made.notes += [note] * bool(note)
+        if source is not None:
+            made.sources.append(("base" if wanted.flag == "base" else wanted.flag, source))
+
+
+def _take(made: Plan, name: str, source: Source) -> None:
+    """Give the parts of one file their places, over those of files that count less."""
+    released = made.parts.get("ip_adapter")
+    for part, tensors in source.parts.items():
+        if name == "ip_adapter" and part == "ip_adapter":
+            plus = source.configs["image_projection"].kind == "plus"
+            if plus and released is not None and "image_projection" not in released.source.parts:
+                made.notes.append(f"attentions to image tokens are those of {released.source}, as released")
+                continue  # the authors' UNet holds its own, and takes the projection alone from this file
+        elif name in PART_OF and part != PART_OF[name]:
+            continue
+        config = source.configs.get(part)
+        networks = made.preset.networks
+        if part == "vae" and config is None and networks:
+            config = networks.vae
+        if part == "text_encoder" and networks and 0 < networks.unet.pooled_dim == getattr(config, "projection_dim", 0):
+            part = "text_encoder_2"  # its file alone does not say that it is SDXL's second one
+        made.parts[part] = Part(tensors, config, source, name)
+
+
+def _tokenizer(made: Plan) -> None:
+    made.tokenizer = made.files.tokenizer or made.tokenizer
+    if made.tokenizer is not None:
+        missing = [name for name in TEXT_FILES if not (made.tokenizer / name).is_file()]
+        if missing:
+            made.missing += [f"{made.tokenizer / name}" for name in missing]
+
+
+def _compare(made: Plan) -> None:
+    """Every part there, of the preset's base, and of the shapes that the networks have."""
+    parts, preset = made.parts, made.preset
+    unet = parts.get("unet")
+    if unet is not None and preset.networks is not None and unet.config != preset.networks.unet:
+        others = [p.name for p in presets.PRESETS.values() if p.networks and p.networks.unet == unet.config]
+        hint = f"; use --preset {others[0]}" if others else ""
+        made.problems.append(f"{unet.source} is not {preset.networks.family}{hint}")
+        return
+    two = preset.networks.unet.pooled_dim if preset.networks else unet is not None and unet.config.pooled_dim
+    wanted = ["image_projection", *(name for name in CONFIGS if two or name != "text_encoder_2")]
+    lacking = [name for name in wanted if name not in parts]
+    if made.folder is not None:
+        files = {f"{'ip_adapter' if name == 'image_projection' else name}.safetensors": 0 for name in lacking}
+        made.missing += [f"{made.folder / name}" for name in files]
+    else:
+        for file in preset.needs:
+            needed = [name for name in file.parts if name in lacking]
+            made.missing += [f"{listed(needed)}: {file}"] if needed else []
+            lacking = [name for name in lacking if name not in needed]
+        made.missing += lacking
+    if made.missing:
+        return
+    made.problems += _misfits(parts)
+    built = networks(parts)
+    for name, part in parts.items():
+        try:
+            check_shapes(built.shapes(name), part.tensors, str(part.source))
+        except ConversionError as error:
+            family = f"; take one made for {preset.networks.family}" if preset.networks and name != "unet" else ""
+            made.problems.append(" ".join(str(error).split()) + family)
+
+
+def _misfits(parts: Mapping[str, Part]) -> Iterable[str]:
+    """Parts that are well-formed each and do not belong together."""
+    image, projection = parts["image_encoder"], parts["image_projection"]
+    plus = projection.config.kind == "plus"
+    seen = image.config.hidden_size if plus else image.config.projection_dim
+    if seen != projection.config.image_dim:
+        yield (f"{projection.source} reads image features of width {projection.config.image_dim}, "
+               f"{image.source} gives {seen}: another --image-encoder belongs to it")  # fmt: skip
+    texts = [parts[name] for name in ("text_encoder", "text_encoder_2") if name in parts]
+    unet = parts["unet"]
+    width = sum(text.config.hidden_size for text in texts)
+    if width != unet.config.context_dim:
+        yield f"{texts[0].source} gives text of width {width}, {unet.source} reads {unet.config.context_dim}"
+    if parts["vae"].config.latent_channels != unet.config.latent_channels:
+        yield (f"{parts['vae'].source} has {parts['vae'].config.latent_channels} latent channels, "
+               f"{unet.source} {unet.config.latent_channels}")  # fmt: skip
+
+
+def networks(parts: Mapping[str, Part]) -> Networks:
+    """The networks of the parts' configs, on the meta device: no memory, no weights."""
+    config = {name: part.config for name, part in parts.items()}
+    with torch.device("meta"):
+        unet = UNet(config["unet"])
+        base = set(unet.state_dict())
+        slots: dict[str, dict[str, nn.Module]] = {
+            "unet": {"": unet},
+            "vae": {"": VAE(config["vae"])},
+            "image_encoder": {"": CLIPVisionModel(config["image_encoder"])},
+            "image_projection": {"": image_projection(config["image_projection"])},
+            "motion": {f"{path}.": m for path, m in add_motion_modules(unet, config["motion"]).items()},
+            "i2v_adapter": {f"{path}.": m for path, m in add_i2v_adapter(unet).items()},
+            "ip_adapter": {f"{ATTENTION}{path}.": m for path, m in add_ip_adapter(unet).items()},
+        }
+        for name in ("text_encoder", "text_encoder_2"):
+            if name in config:
+                slots[name] = {"": CLIPTextModel(config[name])}
+    return Networks(unet, base, slots)

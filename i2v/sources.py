@@ -1,0 +1,158 @@
+"""Weight files as users have them, each told by its content: which parts of a model it holds, tensors not yet read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from i2v.config import ConfigError
+from i2v.diffusion.schedule import Schedule
+from i2v.parts import CONFIGS, PartFile, from_json, is_part, open_part, sha256
+from i2v.presets import Wanted
+from weights_convert.detect import read_parts
+
+OWN = "our own part file"
+ENDINGS = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+PROJECTION, ATTENTION = "image_proj.", "ip_adapter."  # the two groups of keys in an IP-Adapter's file
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file or folder. Its IP-Adapter counts as two parts, which need not come from one file: "image_projection"
+    and "ip_adapter", the attentions."""
+
+    path: Path
+    layout: str  # of weights_convert, or OWN
+    parts: Mapping[str, Mapping[str, Tensor]]
+    configs: Mapping[str, Any]
+    schedule: Schedule | None = None  # our own motion modules know theirs
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.layout})"
+
+
+def open_source(path: Path) -> Source:
+    """Maps a published file or folder, or one of our own part files.
+
+    Raises OSError or ValueError that names the file and says what it is, what was expected and what to do.
+    """
+    if is_part(path):
+        return own_source(path)
+    read = read_parts(path)
+    return Source(path, read.layout.name, *_split(read.tensors, read.layout.configs))
+
+
+def own_source(path: Path) -> Source:
+    """One of our own part files, which describes itself."""
+    name = is_part(path) or path.stem
+    if name not in CONFIGS:
+        raise ConfigError(f"{path}: no part is called {name}; parts are {', '.join(CONFIGS)}")
+    file = open_part(path, CONFIGS[name])
+    schedule = schedule_of(file) if name == "motion" else None
+    return Source(path, OWN, *_split({name: file.tensors()}, {name: file.config}), schedule)
+
+
+def schedule_of(motion: PartFile) -> Schedule:
+    """The noise schedule that the motion modules were trained on, from their file's metadata."""
+    if "schedule" not in motion.metadata:
+        raise ConfigError(f"{motion.path} names no schedule in its metadata; save_part(..., schedule=Schedule(...))")
+    return from_json(Schedule, json.dumps(motion.metadata["schedule"]), str(motion.path))
+
+
+def _split(
+    parts: Mapping[str, Mapping[str, Tensor]], configs: Mapping[str, Any]
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+    """The IP-Adapter's projection and attentions as two parts; the config is the projection's."""
+    out, facts = dict(parts), dict(configs)
+    both = out.pop("ip_adapter", {})
+    config = facts.pop("ip_adapter", None)
+    projection = {k.removeprefix(PROJECTION): v for k, v in both.items() if k.startswith(PROJECTION)}
+    attentions = {k: v for k, v in both.items() if not k.startswith(PROJECTION)}
+    if projection:
+        out["image_projection"], facts["image_projection"] = projection, config
+    if attentions:
+        out["ip_adapter"] = attentions
+    return out, facts
+
+
+class Library:
+    """A folder of weight files in which a preset's are looked for. Each file is opened once, when it is in question."""
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise ConfigError(f"--models {folder}: there is no such folder")
+        self.folder = folder
+        self.paths = list(_candidates(folder))
+        self._opened: dict[Path, Source | str] = {}
+
+    def find(self, wanted: Wanted) -> tuple[Source | None, str]:
+        """The wanted file, by its published name or else by its content, and what is to be said of the search."""
+        named = [path for path in self.paths if f"/{path.as_posix()}".endswith(f"/{wanted.file}")]
+        for path in named:
+            source = self._open(path)
+            if isinstance(source, Source) and self._is(source, wanted):
+                return source, ""
+        opened = [self._open(path) for path in self.paths]
+        others = [source for source in opened if isinstance(source, Source) and source.layout in wanted.layouts]
+        if len(others) == 1:
+            return others[0], f"{others[0].path} is taken for {wanted.file}"
+        if others:
+            names = ", ".join(str(source.path) for source in others)
+            return None, f"{wanted.file} could be any of {names}; choose with {flag_of(wanted.flag)}"
+        if named:
+            return None, f"{named[0]} is not what its name says: {self._open(named[0])}"
+        return None, ""
+
+    @staticmethod
+    def _is(source: Source, wanted: Wanted) -> bool:
+        return source.layout in wanted.layouts or (source.layout == OWN and set(wanted.parts) <= set(source.parts))
+
+    def _open(self, path: Path) -> Source | str:
+        """Why not, for what is no weight file of a known kind."""
+        if path not in self._opened:
+            try:
+                self._opened[path] = open_source(path)
+            except (ValueError, OSError) as error:
+                self._opened[path] = str(error)
+        return self._opened[path]
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Weight files and whole diffusers folders, in the order of their names; nothing inside the latter."""
+    for here, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if "model_index.json" in names:
+            folders.clear()
+            yield Path(here)
+            continue
+        yield from (Path(here, name) for name in sorted(names) if name.endswith(ENDINGS))
+
+
+def flag_of(name: str) -> str:
+    """As it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def with_scale(text: str) -> tuple[Path, float]:
+    """PATH or PATH:SCALE -> both; the scale is 1 where none is given."""
+    path, colon, number = text.rpartition(":")
+    try:
+        return (Path(path), float(number)) if colon and not Path(text).exists() else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
