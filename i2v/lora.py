@@ -1,0 +1,85 @@
+"""LoRA files in a model: read in any published grammar, merged, taken out again.
+
+merged = merge({"unet": unet, "text_encoder": text_encoder}, "style.safetensors", 0.8)
+print(merged.describe())
+merged.remove()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from i2v.models.clip_text import CLIPTextModel
+from i2v.models.lora import Merged, merge_lora
+from i2v.models.unet import UNet
+from weights_convert.layouts.lora import BASES, Base
+from weights_convert.lora import LoRAFile, read_lora
+from weights_convert.rules import ConversionError
+
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class MergedFile:
+    """A LoRA file in a model. `count`: layers changed in each part."""
+
+    file: LoRAFile
+    scale: float
+    merged: Mapping[str, Merged]
+
+    @property
+    def count(self) -> dict[str, int]:
+        return {part: merged.count for part, merged in self.merged.items()}
+
+    def remove(self) -> None:
+        """Take it out; see `Merged.remove`. A second call does nothing."""
+        for merged in self.merged.values():
+            merged.remove()
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"{self.file.describe()}, merged at {self.scale:g}"
+
+
+def merge(
+    modules: Mapping[str, nn.Module], path: str | Path, scale: float = 1.0, ignore_alpha: bool = False
+) -> MergedFile:
+    """Merge a LoRA file into a model, all of it or nothing.
+
+    modules: "unet", "text_encoder", "text_encoder_2", and "motion", the UNet with its motion modules: the parts that
+    may be changed. scale: strength, 1 as trained; negative ones turn the effect round.
+    ignore_alpha: leave out the factor alpha / rank, as the released code of AnimateDiff and I2V-Adapter does.
+    Raises FileNotFoundError, and ConversionError for a file that is no LoRA, one of another base, or one that changes
+    parts or layers that are not there.
+    """
+    file = read_lora(path, base_of(modules))
+    others = [part for part in file.parts if part not in modules]
+    if others:
+        raise ConversionError(
+            f"{path}: this LoRA changes {' and '.join(others)}, expected one for {' and '.join(modules)} alone"
+        )
+    merged: dict[str, Merged] = {}
+    try:
+        for part, pairs in file.parts.items():
+            merged[part] = merge_lora(modules[part], pairs, scale, ignore_alpha)
+    except ValueError as error:
+        for done in merged.values():
+            done.remove()
+        raise ConversionError(f"{path}: {error}") from None
+    return MergedFile(file, scale, merged)
+
+
+def base_of(modules: Mapping[str, nn.Module]) -> Base | None:
+    """What published names mean in this model; None without a UNet, where the known bases decide."""
+    unet = next((m for part in ("unet", "motion") if isinstance(m := modules.get(part), UNet)), None)
+    if unet is None:
+        return None
+    known = next((base for base in BASES if base.unet == unet.cfg), None)
+    if known is not None:
+        return known
+    texts = [m.cfg.hidden_size for part in TEXT_PARTS if isinstance(m := modules.get(part), CLIPTextModel)]
+    return Base("this model", unet.cfg, tuple(texts))
