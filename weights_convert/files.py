@@ -177,17 +177,7 @@ def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> 
             tensors[key] = tensors[key].to(torch.float16)
         metadata = {**metadata, "stored": stored}
         log.info("%s: %d tensors are stored as %s and become float16", path.name, len(eight), stored)
-    empty = [k for k, t in tensors.items() if _only_nan(t)]
-    if empty:
-        log.warning("%s: nothing but NaN in %d tensors, first %s; is the file broken?", path, len(empty), empty[0])
     return tensors, metadata
-
-
-def _only_nan(tensor: Tensor) -> bool:
-    """One look at the first element is enough for almost every tensor."""
-    if not tensor.is_floating_point() or tensor.numel() == 0 or not tensor[(0,) * tensor.dim()].isnan():
-        return False
-    return bool(tensor.isnan().all())
 
 
 def _read_folder(folder: Path) -> Read:
@@ -261,16 +251,22 @@ def _join(shards: list[Path]) -> Read:
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) -> dict[str, Tensor]:
     """Floating-point tensors as `dtype`, one after the other; integers, flags and what has the dtype stay as they are.
 
-    Raises ConversionError that names the tensors whose finite numbers would become infinite: float16 ends at 65,504.
+    This is the moment when mapped tensors are read. Tensors of nothing but NaN are warned of. Raises ConversionError
+    that names the tensors whose finite numbers would become infinite: float16 ends at 65,504.
     """
     out: dict[str, Tensor] = {}
     lost: list[str] = []
+    empty: list[str] = []
     for key, tensor in tensors.items():
+        if _only_nan(tensor):
+            empty.append(key)
         new = tensor.to(dtype) if tensor.is_floating_point() else tensor
         if new.dtype != tensor.dtype and bool((new.isinf() & tensor.isfinite()).any()):
             lost.append(key)
         else:
             out[key] = new
+    if empty:
+        log.warning("%s: nothing but NaN in %d tensors, first %s; is the file broken?", file, len(empty), empty[0])
     if lost:
         raise ConversionError(
             f"{file}: {len(lost)} tensors hold numbers above {torch.finfo(dtype).max:g}, the largest of "
@@ -298,3 +294,10 @@ def write(
         return out
 
     safetensors_file.write(path, tensors, metadata, dtype, ready)
+
+
+def _only_nan(tensor: Tensor) -> bool:
+    """One look at the first element is enough for almost every tensor."""
+    if not tensor.is_floating_point() or tensor.numel() == 0 or not tensor[(0,) * tensor.dim()].isnan():
+        return False
+    return bool(tensor.isnan().all())
