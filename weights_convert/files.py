@@ -56,7 +56,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return _read_shards(path)
     with path.open("rb") as file:
         head = file.read(512)
-        if head.startswith((torch_file.ZIP, torch_file.LEGACY)):
+        if torch_file.is_torch(head):
             mapped = Mapped(file, path)
             tensors, metadata = _torch(torch_file.read(mapped))
         elif len(head) >= 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= path.stat().st_size - 8:

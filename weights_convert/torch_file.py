@@ -17,10 +17,15 @@ from weights_convert.pickle_names import PickleError, Placeholder, Storage, Stor
 from weights_convert.rules import ConversionError
 
 ZIP = b"PK\x03\x04"
-LEGACY = bytes.fromhex("80028a0a6cfc9c46f920")
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 NOT_A_ZIP = (zipfile.BadZipFile, ValueError, OSError, OverflowError, NotImplementedError, EOFError, struct.error)
 MAX_MODULES = 100_000  # of a TorchScript archive
+
+
+def is_torch(head: bytes) -> bool:
+    """Whether a file that starts so was written by torch.save: an archive, or a pickle of the magic number."""
+    number = b"\x8a\x0a" + MAGIC.to_bytes(10, "little", signed=True)
+    return head.startswith(ZIP) or (head[:1] == b"\x80" and number in head[:32])
 
 
 @dataclass(frozen=True)

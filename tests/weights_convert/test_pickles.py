@@ -1,0 +1,435 @@
+"""Pickles are read as data: checkpoints of every kind give their tensors, and nothing in a file is ever run."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import types
+import warnings
+import zipfile
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from weights_convert import files, pickle_names, pickles
+from weights_convert.rules import ConversionError
+
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5, -2.0], dtype=torch.float16)}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def refused(path: Path, *says: str) -> None:
+    with pytest.raises(ConversionError) as caught:
+        files.read(path)
+    for word in (path.name, "expected", *says):
+        assert word in str(caught.value), str(caught.value)
+
+
+def archive(path: Path, members: dict[str, bytes] | list[tuple[str, bytes]], compressed: str = "") -> Path:
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as out:
+        warnings.simplefilter("ignore")  # of a name that comes twice
+        for name, data in members.items() if isinstance(members, dict) else members:
+            out.writestr(name, data, zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED)
+    return path
+
+
+@pytest.fixture
+def lightning(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """A package of that name, as the machine had that saved the file; gone again when the file is read."""
+    names = ("pytorch_lightning", "pytorch_lightning.callbacks", "omegaconf")
+    modules = {name: types.ModuleType(name) for name in names}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    for module, name in (("pytorch_lightning.callbacks", "ModelCheckpoint"), ("omegaconf", "DictConfig")):
+        setattr(modules[module], name, type(name, (), {"__module__": module}))
+    yield modules["pytorch_lightning"]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_lightning_checkpoint(
+    tmp_path: Path, lightning: types.ModuleType, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = sys.modules["pytorch_lightning.callbacks"].ModelCheckpoint
+    settings = sys.modules["omegaconf"].DictConfig()
+    settings.content = {"lr": 1e-4}
+    path = tmp_path / "sd.ckpt"
+    content = {
+        "state_dict": OrderedDict(TENSORS),
+        "callbacks": {checkpoint: {"best_model_score": torch.tensor(1.0), "best": Path("x.ckpt")}},
+        "hyper_parameters": argparse.Namespace(lr=1e-4, betas=(0.9, 0.99), name="x"),
+        "config": settings,
+        "lr_schedulers": [{"milestones": Counter([3, 4]), "base": np.float64(0.1), "history": np.arange(3)}],
+        "optimizer_states": [
+            {"state": defaultdict(dict, {0: {"exp_avg": torch.ones(2)}}), "rng": torch.get_rng_state()}
+        ],
+        "numpy_rng": np.random.RandomState(0).get_state(),
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "size": torch.Size([1, 2]),
+        "loops": {
+            "set": {1, 2},
+            "frozen": frozenset("ab"),
+            "big": 2**70,
+            "none": None,
+            "bytes": b"x",
+            "text": "ü" * 300,
+        },
+        "epoch": 3,
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", "omegaconf"):
+        monkeypatch.delitem(sys.modules, name)
+    tensors, metadata = files.read(path)
+    assert same(tensors, TENSORS)
+    assert metadata["wrapper"] == "state_dict" and "optimizer_states" in metadata["ignored"]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_protocols_and_kinds_of_tensors(tmp_path: Path, protocol: int, zipped: bool) -> None:
+    base = torch.arange(24.0)
+    net = nn.Linear(3, 2)
+    tensors = {
+        "rows": base[6:12].view(2, 3),
+        "transposed": base.view(4, 6).T,
+        "parameter": nn.Parameter(base.view(2, 12)),
+        "frozen": nn.Parameter(base[:2], requires_grad=False),
+        "scalar": torch.tensor(3),
+        "nothing": torch.zeros(0, 5),
+        "bfloat16": torch.tensor([1.5]).bfloat16(),
+        "uint16": torch.tensor([7], dtype=torch.uint16),
+        **{str(d): torch.tensor([1, 0]).to(d) for d in (torch.float64, torch.int32, torch.int16, torch.bool)},
+        **{f"net.{k}": v for k, v in net.state_dict().items()},
+    }
+    path = tmp_path / "x.pt"
+    torch.save(tensors, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    found, _ = files.read(path)
+    assert same(found, {k: v.detach() for k, v in tensors.items()})
+    assert not any(t.requires_grad for t in found.values())
+
+
+@pytest.mark.parametrize("root", ["archive", "v1-5-pruned", "名前", ""])
+def test_the_root_of_an_archive_has_any_name(tmp_path: Path, root: str) -> None:
+    torch.save(TENSORS, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as old:
+        members = {(root + "/").lstrip("/") + n.split("/", 1)[1]: old.read(n) for n in old.namelist()}
+    assert same(files.read(archive(tmp_path / "renamed.ckpt", members))[0], TENSORS)
+
+
+def test_state_dict_of_a_module_has_no_metadata_among_its_tensors(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    torch.save(net.state_dict(), tmp_path / "x.pt")
+    assert same(files.read(tmp_path / "x.pt")[0], dict(net.state_dict()))
+
+
+class Tower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Parameter(torch.ones(2, 3, dtype=torch.float16))
+        self.blocks = nn.Sequential(nn.Linear(2, 2).half(), nn.ReLU(), nn.LayerNorm(2))
+        self.register_buffer("input_resolution", torch.tensor(224))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(x.half()).float() @ self.proj.float()
+
+
+def test_torchscript_archives_give_their_state_dict(tmp_path: Path) -> None:
+    """OpenAI's CLIP files: code and constants stay unread, names are the paths of the modules."""
+    tower = Tower()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(tower).save(tmp_path / "ViT.pt")
+    tensors, metadata = files.read(tmp_path / "ViT.pt")
+    assert same(tensors, {k: v.detach() for k, v in tower.state_dict().items()})
+    assert metadata["wrapper"] == "TorchScript"
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+PEAK = """
+import pathlib, sys
+from weights_convert import files
+status = pathlib.Path("/proc/self/status")
+for path in sys.argv[1:]:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts at what is in use
+    before = int(status.read_text().split("VmHWM:")[1].split()[0])
+    tensors, _ = files.read(path)
+    total = sum(t.sum().item() for t in tensors.values())
+    peak = int(status.read_text().split("VmHWM:")[1].split()[0]) - before
+    print(peak * 1024, sum(t.nbytes for t in tensors.values()), total)
+    del tensors
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_optimizer_states_are_not_read(tmp_path: Path) -> None:
+    """An optimiser of twice the model's size costs nothing: the peak is the model (and torch's code as it is used)."""
+    model = {f"layer{i}": torch.full((1 << 18,), float(i)) for i in range(32)}  # 1 MiB each
+    states = [{k: {"exp_avg": torch.ones(1 << 18), "exp_avg_sq": torch.ones(1 << 18)} for k in model}]
+    content = {"optimizer_states": states, "state_dict": model}
+    paths = [tmp_path / "zip.ckpt", tmp_path / "legacy.ckpt"]
+    for path in paths:
+        torch.save(content, path, _use_new_zipfile_serialization=path == paths[0])
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(paths)
+    for line in lines:
+        peak, payload, total = (float(x) for x in line.split())
+        assert payload == 32 * 2**20 and total == (1 << 18) * sum(range(32))
+        assert peak < 1.15 * payload + 8 * 2**20, f"{peak / 2**20:.0f} MiB for {payload / 2**20:.0f} MiB of weights"
+
+
+# --- code -----------------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """Pickles as the call of a function."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+class Builds:
+    """Pickles as an object of the script, given the result of a call as its state (BUILD)."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return types.SimpleNamespace, (), self.call
+
+
+def attacks(marker: Path) -> dict[str, tuple[Any, str]]:
+    make = f"import os; os.mkdir({str(marker)!r})"
+    shell = f"mkdir {marker}"
+    return {
+        "os.system": (Call(os.system, shell), f"{os.name}.system"),
+        "eval": (Call(eval, f"__import__('os').mkdir({str(marker)!r})"), "builtins.eval"),
+        "exec": (Call(exec, make), "builtins.exec"),
+        "getattr": (Call(getattr, 1, "real"), "builtins.getattr"),
+        "subprocess": (Call(subprocess.Popen, shell), "Popen"),
+        "runpy": (Call(__import__("runpy").run_path, str(marker)), "runpy.run_path"),
+        "torch.hub": (Call(torch.hub.load, "a/b", "c"), "torch.hub.load"),
+        "torch.load": (Call(torch.load, "x"), "torch.serialization.load"),
+        "numpy": (Call(np.load, "x"), "numpy.load"),
+        "partial": (Call(__import__("functools").partial, os.mkdir, str(marker)), "functools.partial"),
+        "BUILD": (Builds(Call(os.mkdir, str(marker))), "types.SimpleNamespace"),
+        "state of an object": (Call(OrderedDict, state={"x": Call(os.mkdir, str(marker))}), ".mkdir"),
+        "a module": (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", attacks(Path()))
+@pytest.mark.parametrize("where", ["beside", "optimizer", "first"])
+def test_code_is_named_and_not_run(tmp_path: Path, name: str, where: str, zipped: bool) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "evil.ckpt"
+    attack, says = attacks(marker)[name]
+    content: dict[str, Any] = {"state_dict": dict(TENSORS), "x": attack}
+    if where == "optimizer":
+        content = {"state_dict": dict(TENSORS), "optimizer_states": [{"state": {0: {"m": attack}}}]}
+    elif where == "first":
+        content = {"state_dict": {"a": attack, **TENSORS}}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    refused(path, says, "can run code", "nothing was run", "safetensors")
+    assert not marker.exists()
+
+
+def test_the_attacks_would_run(tmp_path: Path) -> None:
+    """The marker is made by Python's own unpickler: the tests above can fail."""
+    for name in ("os.system", "eval", "exec", "BUILD", "state of an object"):
+        marker = tmp_path / name.replace(" ", "")
+        pickle.loads(pickle.dumps(attacks(marker)[name][0]))
+        assert marker.is_dir(), name
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_code_in_any_pickle_of_a_legacy_file(tmp_path: Path, part: int) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "evil.pth"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    stream = io.BytesIO(whole)
+    cuts = [0]
+    for _ in range(5):
+        pickles_end(stream)
+        cuts.append(stream.tell())
+    evil = pickle.dumps(Call(os.mkdir, str(marker)), protocol=2)
+    path.write_bytes(whole[: cuts[part]] + evil + whole[cuts[part + 1] :])
+    with pytest.raises(ConversionError, match="mkdir" if part else "plain pickle"):
+        files.read(path)
+    assert not marker.exists()
+
+
+def pickles_end(stream: io.BytesIO) -> None:
+    """Moves behind the next pickle."""
+    _, end = pickles.load(
+        stream.getvalue(), stream.tell(), lambda pid: pickle_names.Storage(pid[2], pid[1].dtype, pid[4])
+    )
+    stream.seek(end)
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [("torch.serialization", "os.system"), ("torch", "os.system"), ("omegaconf", "a.b"), ("os", "system")],
+)
+def test_names_with_dots(tmp_path: Path, module: str, name: str) -> None:
+    stream = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(x)]) + x.encode() for x in (module, name)) + b"\x93."
+    refused(archive(tmp_path / "x.pt", {"x/data.pkl": stream}), f"{module}.{name}", "can run code")
+
+
+# --- archives that lie ----------------------------------------------------------------------------------------------
+
+
+def stored(tensor: bytes) -> bytes:
+    """A pickle {"a": tensor} around the arguments of _rebuild_tensor_v2 behind the storage."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+    return b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n(" + storage + tensor + b"\x89}tRs."
+
+
+GOOD = stored(b"K\x00K\x04\x85K\x01\x85")
+BYTES = struct.pack("<4f", 1, 2, 3, 4)
+
+
+def test_the_handmade_archive_is_good(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.pt", {"x/data.pkl": GOOD, "x/data/0": BYTES})
+    assert files.read(path)[0]["a"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "tensor, says",
+    [
+        (b"K\x01K\x04\x85K\x01\x85", "reaches element 4"),  # offset
+        (b"K\x00K\x05\x85K\x01\x85", "reaches element 4"),  # shape
+        (b"K\x00K\x02\x85K\x04\x85", "reaches element 4"),  # stride
+        (b"K\x00K\x05\x85K\x00\x85", "repeats"),
+        (b"K\x00J\x00\x00\x00\x7f\x85K\x00\x85", "repeats"),
+        (b"K\x00K\x04\x85J\xff\xff\xff\xff\x85", "strides"),
+        (b"J\xff\xff\xff\xffK\x04\x85K\x01\x85", "expected sizes"),
+        (b"K\x00J\xff\xff\xff\xff\x85K\x01\x85", "shape"),
+        (b"K\x00K\x02K\x02\x86K\x01\x85", "shape"),
+        (b"K\x00\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01\x85K\x01\x85", "shape"),
+        (b"K\x00G\x3f\xf0\x00\x00\x00\x00\x00\x00\x85K\x01\x85", "shape"),
+        (b"NNN", "shape None"),
+    ],
+)
+def test_views_outside_of_their_storage(tmp_path: Path, tensor: bytes, says: str) -> None:
+    refused(archive(tmp_path / "x.pt", {"x/data.pkl": stored(tensor), "x/data/0": BYTES}), says)
+
+
+@pytest.mark.parametrize(
+    "members, says",
+    [
+        ([("x/data.pkl", GOOD)], "absent"),
+        ([("x/data.pkl", GOOD), ("y/data/0", BYTES)], "absent"),
+        ([("x/data.pkl", GOOD), ("x/data/0", BYTES[:-1])], "15 bytes"),
+        ([("x/data.pkl", GOOD), ("x/data/0", BYTES), ("y/data.pkl", GOOD)], "2 pickles"),
+        ([("x/data.pkl", GOOD), ("x/data/0", BYTES), ("x/data.pkl", GOOD)], "two members"),
+        ([("x/data.pkl", GOOD), ("x/data/0", BYTES), ("x/data/0", BYTES)], "two members"),
+        ([("x/data.pkl", GOOD), ("x/data/0", BYTES), ("../../outside", b"")], "outside"),
+        ([("x/data.pkl", GOOD), ("x/data/0", BYTES), ("/etc/outside", b"")], "outside"),
+        ([("x/data.pkl", GOOD), ("x/data/0", BYTES), ("x\\..\\outside", b"")], "outside"),
+        ([("x/data.pkl", GOOD), ("x/data/0", BYTES), ("x/byteorder", b"big")], "big-endian"),
+        ([("readme.txt", b"hello")], "without data.pkl"),
+        ([("x/data.pkl", b"")], "STOP"),
+        ([("x/data.pkl", GOOD[:-1]), ("x/data/0", BYTES)], "STOP"),
+    ],
+)
+def test_archives_that_lie(tmp_path: Path, members: list[tuple[str, bytes]], says: str) -> None:
+    refused(archive(tmp_path / "x.pt", members), says)
+
+
+@pytest.mark.parametrize("compressed", ["x/data.pkl", "x/data/0", "x/other"])
+def test_compressed_members(tmp_path: Path, compressed: str) -> None:
+    members = {"x/data.pkl": GOOD, "x/data/0": BYTES, "x/other": bytes(10**6)}
+    refused(archive(tmp_path / "x.pt", members, compressed), "compressed", compressed)
+
+
+def test_members_at_other_places_than_the_table_says(tmp_path: Path) -> None:
+    """Two tables of one archive that disagree would be read differently by different programs."""
+    path = archive(tmp_path / "x.pt", {"x/data.pkl": GOOD, "x/data/0": BYTES, "x/data/1": BYTES[::-1]})
+    whole = path.read_bytes()
+    table = whole.rindex(b"PK\x01\x02")
+    first = whole.index(b"x/data/0")
+    path.write_bytes(whole.replace(b"x/data/1", b"x/data/2", 1))  # the member's own header alone
+    refused(path, "at the place of")
+    path.write_bytes(whole[: table + 42] + struct.pack("<I", first - 30) + whole[table + 46 :])
+    refused(path, "x/data/")
+    path.write_bytes(whole.replace(GOOD, GOOD.replace(b"aa", b"ab").replace(b"ac", b"bc"), 1))
+    refused(path, "checksum")
+
+
+@pytest.mark.parametrize(
+    "stream, says",
+    [
+        (b"\x80\x02(K\x01K\x02.", "opcode|holds a"),
+        (b"\x80\x020.", "empty stack"),
+        (b"\x80\x02R.", "empty stack"),
+        (b"\x80\x02K\x01\x85.", "holds a tuple"),
+        (b"\x80\x02h\x07.", "memo entry 7"),
+        (b"\x80\x02}(K\x01u.", "pairs"),
+        (b"\x80\x02}}K\x01s.", "as a key"),
+        (b"\x80\x02}K\x01K\x01sK\x01K\x02s.", "twice"),
+        (b"\x80\x02K\x01)R.", "call of a int"),
+        (b"\x80\x02K\x01}b.", "state for a int"),
+        (b"\x80\x02K\x01K\x02a.", "expected a list"),
+        (b"\x80\x02\x8b\xff\xff\xff\x7f.", "an integer of"),
+        (b"\x80\x02X\xff\xff\xff\xffabc.", "STOP"),
+        (b"\x80\x05\x8e\xff\xff\xff\xff\xff\xff\xff\xffabc.", "STOP"),
+        (b"\x80\x02\x82\x01.", "opcode"),  # an extension of the registry
+        (b"\x80\x02P1\n.", "opcode"),
+        (b"\x80\x01.", "protocol"),
+        (b"\x80\x02K\x01Q.", "reference"),
+        (b"\x80\x02" + b"K\x01" + b"\x85" * 100_000 + b".", "holds a tuple"),
+        (b"\x80\x02}K\x01" + b"\x85" * 100_000 + b"K\x01s.", "as a key"),
+        (b"\x80\x02ctorch\nFloatStorage\n)R.", "call of"),
+    ],
+)
+def test_streams_that_are_no_checkpoint(tmp_path: Path, stream: bytes, says: str) -> None:
+    path = archive(tmp_path / "x.pt", {"x/data.pkl": stream})
+    with pytest.raises(ConversionError, match=says):
+        files.read(path)
+
+
+def test_a_dict_inside_itself(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"a": torch.ones(1)}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "x.pt")
+    assert files.read(tmp_path / "x.pt")[0]["a"].tolist() == [1]
+    torch.save({1: torch.ones(1), "1": torch.ones(2)}, tmp_path / "y.pt")
+    refused(tmp_path / "y.pt", "two tensors named 1")
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.parametrize("what", ["quantised", "sparse", "meta", "conjugated"])
+def test_tensors_that_are_no_plain_numbers(tmp_path: Path, what: str) -> None:
+    tensor = {
+        "quantised": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "sparse": lambda: torch.ones(2, 2).to_sparse(),
+        "meta": lambda: torch.ones(2, device="meta"),
+        "conjugated": lambda: torch.ones(2, dtype=torch.complex64).conj(),
+    }[what]()
+    torch.save({"a": tensor}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt")
