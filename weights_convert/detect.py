@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,20 +13,23 @@ from torch import Tensor
 from weights_convert import files
 from weights_convert.known import LAYOUTS, Layout
 from weights_convert.layout import still_needed
-from weights_convert.refusals import refusal
+from weights_convert.layouts.diffusers_folder import SUBFOLDERS
+from weights_convert.refusals import Refusal, refused
 from weights_convert.rules import ConversionError, convert, inverted
 
 
-def detect(tensors: Mapping[str, Tensor], file: str = "this file") -> Layout:
-    """The one layout whose signs are all there.
+def recognise(
+    tensors: Mapping[str, Tensor], file: str = "this file", metadata: Mapping[str, str] | None = None
+) -> Layout | Refusal:
+    """The one layout whose signs are all there, or the known kind that gives no part of a model.
 
-    Raises ConversionError that says what the file is, if it is a known kind that is not wanted, and else names the
-    layouts that come nearest with what they miss.
+    The latter has a `kind`: "lora" for those that `weights_convert.lora` reads, "raft", "dover", "dynamicrafter",
+    and "unsupported". Raises ConversionError that names the nearest layouts and what they miss, for any other file.
     """
+    unwanted = refused(tensors, metadata)
+    if unwanted is not None:
+        return unwanted
     fitting = [layout for layout in LAYOUTS if not layout.unmet(tensors)]
-    unwanted = refusal(tensors)
-    if unwanted:
-        raise ConversionError(f"{file}: {unwanted}")
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -38,6 +42,18 @@ def detect(tensors: Mapping[str, Tensor], file: str = "this file") -> Layout:
         + (f"; the nearest:{tried}" if near else "")
         + f"\nknown are {', '.join(layout.name for layout in LAYOUTS)}"
     )
+
+
+def detect(tensors: Mapping[str, Tensor], file: str = "this file", metadata: Mapping[str, str] | None = None) -> Layout:
+    """The one layout whose signs are all there.
+
+    Raises ConversionError that says what the file is and what to do, if it is of a known kind that gives no part of
+    a model, and else as `recognise` does.
+    """
+    found = recognise(tensors, file, metadata)
+    if isinstance(found, Refusal):
+        raise ConversionError(f"{file}: {found}")
+    return found
 
 
 def named(name: str) -> Layout:
@@ -66,12 +82,38 @@ class Parts:
 def read_parts(path: str | Path, layout: str | None = None, ema: bool = True) -> Parts:
     """Reads a published file or folder into the parts of a model, with the names of our own part files.
 
-    Parts are those of "unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "motion", "i2v_adapter" and
-    "ip_adapter" that the file holds. `layout` names it where the content leaves it open; `ema` takes the running
-    average of the UNet where there is one. Raises ConversionError (see `detect` and `rules.convert`).
+    A folder is one of a single part or a whole diffusers pipeline. Parts are those of "unet", "vae", "text_encoder",
+    "text_encoder_2", "image_encoder", "motion", "i2v_adapter" and "ip_adapter" that the file holds; "controlnet",
+    "sparse_control" and "taesd" come in diffusers' names and have no network here yet. `layout` names it where the
+    content leaves it open; `ema` takes the running average of the UNet where there is one. Raises ConversionError
+    (see `detect` and `rules.convert`).
     """
-    tensors, metadata = files.read(path)
+    tensors, metadata = read_pipeline(Path(path)) if is_pipeline(Path(path)) else files.read(path)
     return to_parts(tensors, str(path), layout, ema, metadata)
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a path is a folder of a whole diffusers pipeline, with a folder for each part."""
+    return path.is_dir() and any((path / name).exists() for name in ("model_index.json", "unet"))
+
+
+def read_pipeline(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a diffusers pipeline as `unet.<key>`, `vae.<key>`..., and what was left beside them ("ignored").
+
+    Raises ConversionError for a pipeline whose scheduler says that the network does not predict the noise.
+    """
+    settings = folder / "scheduler" / "scheduler_config.json"
+    if settings.is_file():
+        prediction = str(json.loads(settings.read_text(encoding="utf-8")).get("prediction_type", "epsilon"))
+        if prediction != "epsilon":
+            advice = "use a model that predicts the noise"
+            raise ConversionError(f"{settings}: its network predicts {prediction!r}, expected 'epsilon'; {advice}")
+    tensors: dict[str, Tensor] = {}
+    for name in SUBFOLDERS:
+        if (folder / name).is_dir():
+            tensors |= {f"{name}.{key}": tensor for key, tensor in files.read(folder / name)[0].items()}
+    ignored = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in SUBFOLDERS)
+    return tensors, {"ignored": ", ".join(ignored)} if ignored else {}
 
 
 def to_parts(
@@ -82,7 +124,7 @@ def to_parts(
     metadata: Mapping[str, str] | None = None,
 ) -> Parts:
     """`read_parts` for tensors that are read already."""
-    found = detect(tensors, file) if layout is None else named(layout)
+    found = detect(tensors, file, metadata) if layout is None else named(layout)
     converted, report = convert(tensors, found.build(tensors.keys(), ema), found.name, file)
     return Parts(found, split_parts(converted), report, dict(metadata or {}))
 

@@ -6,11 +6,16 @@ from weights_convert.layout import Layout
 from weights_convert.layouts import (
     animatediff,
     clip,
+    controlnet,
+    diffusers_folder,
     diffusers_unet,
     ip_adapter,
     ldm_unet,
     official_i2v,
+    openclip,
     single_file,
+    sparse_control,
+    taesd,
     vae,
 )
 
@@ -18,6 +23,7 @@ __all__ = ["LAYOUTS", "Layout"]
 
 LAYOUTS: tuple[Layout, ...] = (
     *single_file.LAYOUTS,
+    *diffusers_folder.LAYOUTS,
     *ldm_unet.LAYOUTS,
     *diffusers_unet.LAYOUTS,
     *official_i2v.LAYOUTS,
@@ -25,4 +31,8 @@ LAYOUTS: tuple[Layout, ...] = (
     *ip_adapter.LAYOUTS,
     *vae.LAYOUTS,
     *clip.LAYOUTS,
+    *openclip.LAYOUTS,
+    *controlnet.LAYOUTS,
+    *sparse_control.LAYOUTS,
+    *taesd.LAYOUTS,
 )

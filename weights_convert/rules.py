@@ -119,6 +119,36 @@ class Rename:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """Keys whose names only a table leads back to names that `rules` know, e.g. with all dots gone. Never written."""
+
+    table: Mapping[str, str]
+    rules: tuple[Rename, ...]
+    what: str  # the names in the table, for the report
+
+    optional = False
+
+    @property
+    def expect(self) -> int:
+        return len(self.table)
+
+    def claim(self, key: str) -> list[Piece] | None:
+        if key not in self.table:
+            return None
+        return next((p for rule in self.rules if (p := rule.claim(self.table[key])) is not None), None)
+
+    def inverted(self) -> None:
+        return None
+
+    def prefixed(self, source: str, target: str) -> Lookup:
+        table = {source + key: name for key, name in self.table.items()}
+        return replace(self, table=table, rules=tuple(rule.prefixed("", target) for rule in self.rules))
+
+    def __str__(self) -> str:
+        return self.what
+
+
+@dataclass(frozen=True)
 class Split:
     """One key to several: equal blocks of rows, in the order of `targets` (a fused q, k, v projection)."""
 
@@ -256,7 +286,7 @@ class Rebuild:
         return f"{self.source} rebuilt: {self.why}"
 
 
-Rule = Rename | Split | Join | Drop | Rebuild
+Rule = Rename | Lookup | Split | Join | Drop | Rebuild
 
 
 def prefixed(rules: Iterable[Rule], source: str = "", target: str = "") -> list[Rule]:
@@ -279,7 +309,7 @@ def convert(
     """
     out, report, problems = account(tensors, rules)
     if problems:
-        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {_listed(problems)}")
+        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {listed(problems)}")
     return out, report
 
 
@@ -325,7 +355,7 @@ def account(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[
     return out, Counter({str(rules[n]): count for n, count in used.items()}), problems
 
 
-def _listed(problems: Sequence[str], most: int = 20) -> str:
+def listed(problems: Sequence[str], most: int = 20) -> str:
     more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
     return f"{len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems[:most]) + more
 
@@ -340,7 +370,7 @@ def check_shapes(want: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what
         if k in tensors and tensors[k].shape != want[k].shape
     ]
     if problems:
-        raise ConversionError(f"{what}: does not fit the model, {_listed(problems)}")
+        raise ConversionError(f"{what}: does not fit the model, {listed(problems)}")
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:

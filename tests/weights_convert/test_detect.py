@@ -50,8 +50,6 @@ def test_layout_names_are_unique() -> None:
     [
         ("lora_kohya_sd15", "a LoRA"),
         ("v3_sd15_adapter", "a LoRA"),
-        ("controlnet_sd15_diffusers", "a ControlNet"),
-        ("v3_sd15_sparsectrl_rgb", "a ControlNet"),
         ("dynamicrafter_512", "DynamiCrafter"),
         ("ip_adapter_plus_sd15_ip_adapter", "no known layout"),
     ],
@@ -140,7 +138,7 @@ def test_an_incomplete_average_is_not_taken(manifest: Manifest, caplog: pytest.L
     source = small_average(manifest)
     del source[ema_name(f"{UNET}out.2.weight")]
     parts = to_parts(source, "x", "sd15-single-file").tensors
-    assert all(t[0].item() == 1 for t in parts["unet"].values()) and "only a part" in caplog.text
+    assert all(t[0].item() == 1 for t in parts["unet"].values()) and "685 of 686 tensors only" in caplog.text
 
 
 def test_an_average_alone_is_refused(manifest: Manifest) -> None:
@@ -226,6 +224,7 @@ def test_a_file_of_full_size_is_mapped(tmp_path: Path, manifest: Manifest) -> No
         header[key] = {"dtype": dtype, "shape": value["shape"], "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
+    text += b" " * ((4 - len(text)) % 8)  # the payload of the real file begins at 4 mod 8
     path = tmp_path / "v1-5-pruned-emaonly.safetensors"
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

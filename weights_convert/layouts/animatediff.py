@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -11,16 +12,14 @@ from weights_convert.layout import Layout, Shape, always
 from weights_convert.rules import Rebuild, Rename, Rule
 
 MODULE = "motion_modules.0.temporal_transformer"
-ATTENTION = f"down_blocks.0.{MODULE}.transformer_blocks.0.attention_blocks.0"
-QUERY, PE = f"{ATTENTION}.to_q.weight", f"{ATTENTION}.pos_encoder.pe"
-MIDDLE, LAST = f"mid_block.{MODULE}.norm.weight", f"down_blocks.3.{MODULE}.norm.weight"
+QUERY = f"down_blocks.0.{MODULE}.transformer_blocks.0.attention_blocks.0.to_q.weight"
 SCHEDULES = {
     "sd15": "linear betas 0.00085 to 0.012, 1000 steps, predicts the noise",
     "sdxl": "scaled linear betas 0.00085 to 0.020, 1000 steps, predicts the noise",
 }
 
 
-def _positions(max_frames: int, beside: Tensor) -> Tensor:
+def positions(max_frames: int, beside: Tensor) -> Tensor:
     """(1, max_frames, C) with C the input width of the query projection `beside`."""
     return frame_positions(max_frames, beside.shape[1], beside.device)[None]
 
@@ -37,40 +36,81 @@ def animatediff(motion: MotionConfig) -> list[Rule]:
         Rebuild(
             f"{block}.pos_encoder.pe",
             beside=f"{block}.to_q.weight",
-            build=partial(_positions, motion.max_frames),
+            build=partial(positions, motion.max_frames),
             why=f"the sinusoid of {motion.max_frames} frame positions",
         ),
         Rename(f"{at}.temporal_transformer.{{p*}}", f"{at}.{{p*}}"),
     ]
 
 
-def _layout(
-    version: str, title: str, base: str, has: dict[str, Shape | None], lacks: tuple[str, ...], motion: MotionConfig
-) -> Layout:
-    return Layout(
+def motion_adapter(motion: MotionConfig) -> list[Rule]:
+    """diffusers' MotionAdapter, towards the same names. It keeps one table of positions per module."""
+    at = r"{at:down_blocks\.\d+|up_blocks\.\d+|mid_block}.motion_modules.{j:\d+}"
+    block = f"{at}.transformer_blocks.0"
+    rules: list[Rule] = [
+        Rebuild(
+            f"{block}.pos_embed.pe",
+            beside=f"{block}.attn1.to_q.weight",
+            build=partial(positions, motion.max_frames),
+            why=f"the sinusoid of {motion.max_frames} frame positions",
+        ),
+        Rename(f"{at}.{{leaf:norm|proj_in|proj_out}}.{{p:weight|bias}}", f"{at}.{{leaf}}.{{p}}"),
+        Rename(f"{block}.ff.{{p*}}", f"{block}.ff.{{p*}}"),
+        Rename(f"{block}.norm3.{{p:weight|bias}}", f"{block}.ff_norm.{{p}}"),
+    ]
+    for i in range(motion.attentions):
+        rules.append(Rename(f"{block}.attn{i + 1}.{{p*}}", f"{block}.attention_blocks.{i}.{{p*}}"))
+        rules.append(Rename(f"{block}.norm{i + 1}.{{p:weight|bias}}", f"{block}.norms.{i}.{{p}}"))
+    return rules
+
+
+# What tells a version: the length of its table of positions, a module in the middle, and how many levels there are.
+VERSIONS = {
+    "v1": ("version 1 (mm_sd_v14, mm_sd_v15)", "sd15", MOTION_V1),
+    "v2": ("version 2 (mm_sd_v15_v2)", "sd15", MOTION_V2),
+    "v3": ("version 3 (v3_sd15_mm)", "sd15", MOTION_V3),
+    "sdxl": ("SDXL beta (mm_sdxl_v10_beta)", "sdxl", MOTION_SDXL),
+}
+
+
+def _signs(version: str, module: str, query: str, table: str) -> tuple[dict[str, Shape | None], tuple[str, ...]]:
+    """Keys that are there and keys that are not; `module` is the path of a motion module's insides."""
+    middle, last = f"mid_block.{module}norm.weight", f"down_blocks.3.{module}norm.weight"
+    first = f"down_blocks.0.{module}transformer_blocks.0."
+    has: dict[str, Shape | None] = {first + query: (320, 320)}
+    if version == "v2":
+        return {**has, middle: (1280,)}, ("conv_in.weight",)
+    if version == "sdxl":
+        return {**has, f"down_blocks.2.{module}norm.weight": (1280,)}, ("conv_in.weight", middle, last)
+    return {**has, first + table: (1, VERSIONS[version][2].max_frames, 320), last: (1280,)}, ("conv_in.weight", middle)
+
+
+def _layouts(version: str) -> tuple[Layout, Layout]:
+    title, base, motion = VERSIONS[version]
+    original = _signs(version, f"{MODULE}.", "attention_blocks.0.to_q.weight", "attention_blocks.0.pos_encoder.pe")
+    adapter = _signs(version, "motion_modules.0.", "attn1.to_q.weight", "pos_embed.pe")
+    plain = Layout(
         f"animatediff-{version}",
         f"AnimateDiff motion modules, {title}",
         kind="motion modules",
         fits=(base,),
         parts=("motion",),
-        has={QUERY: (320, 320), **has},
+        has=original[0],
         build=always(lambda: animatediff(motion), "motion."),
-        lacks=("conv_in.weight", *lacks),
+        lacks=original[1],
         configs={"motion": motion},
         schedule=SCHEDULES[base],
     )
+    same = "version 1 saved with 32 positions has the same keys and shapes; of that version, give the original file"
+    return plain, replace(
+        plain,
+        name=f"motion-adapter-{version}",
+        title=f"{plain.title}, as diffusers' MotionAdapter",
+        has=adapter[0],
+        build=always(lambda: motion_adapter(motion), "motion."),
+        lacks=adapter[1],
+        note=same if version == "v3" else "",
+    )
 
 
-LAYOUTS = (
-    _layout("v1", "version 1 (mm_sd_v14, mm_sd_v15)", "sd15", {PE: (1, 24, 320), LAST: (1280,)}, (MIDDLE,), MOTION_V1),
-    _layout("v2", "version 2 (mm_sd_v15_v2)", "sd15", {MIDDLE: (1280,)}, (), MOTION_V2),
-    _layout("v3", "version 3 (v3_sd15_mm)", "sd15", {PE: (1, 32, 320), LAST: (1280,)}, (MIDDLE,), MOTION_V3),
-    _layout(
-        "sdxl",
-        "SDXL beta (mm_sdxl_v10_beta)",
-        "sdxl",
-        {f"down_blocks.2.{MODULE}.norm.weight": (1280,)},
-        (MIDDLE, LAST),
-        MOTION_SDXL,
-    ),
-)
+LAYOUTS = tuple(layout for version in VERSIONS for layout in _layouts(version))

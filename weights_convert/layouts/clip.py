@@ -1,4 +1,4 @@
-"""CLIP's text and vision towers: transformers' naming (ours) and OpenCLIP's."""
+"""CLIP's text and vision towers in transformers' naming, which is ours."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from torch import Tensor
 from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG, CLIPTextConfig
 from i2v.models.clip_vision import VIT_B32, VIT_BIGG14, VIT_H14, VIT_L14, CLIPVisionConfig
 from weights_convert.layout import Layout, Shape, always
-from weights_convert.rules import TRANSPOSE, Drop, Rebuild, Rename, Rule, Split
-
-BLOCK, LAYER = r"transformer.resblocks.{n:\d+}", r"text_model.encoder.layers.{n:\d+}"
+from weights_convert.rules import Drop, Rebuild, Rename, Rule
 
 
 def _position_ids(embedding: Tensor) -> Tensor:
@@ -42,8 +40,14 @@ def clip_text(position_ids: bool = False, projection: bool = False) -> list[Rule
         Rename(f"{roots}.{{p*}}", f"text_model.{roots}.{{p*}}", optional=True),
     ]
     if projection:
-        rules.append(Rename("text_projection.weight", "text_projection.weight", expect=1))
-    return rules
+        return [*rules, Rename("text_projection.weight", "text_projection.weight", expect=1)]
+    return [*rules, Drop("{p:text_projection|text_projection.weight|logit_scale}", "not used by Stable Diffusion")]
+
+
+def clip_text_flat() -> list[Rule]:
+    """CLIPTextModel as transformers 5 saves it, without the `text_model.` level."""
+    roots = "{root:embeddings|encoder|final_layer_norm}"
+    return [_ids("", written=False), Rename(f"{roots}.{{p*}}", f"text_model.{roots}.{{p*}}")]
 
 
 def clip_vision(position_ids: bool = True) -> list[Rule]:
@@ -66,34 +70,6 @@ def clip_both(text: str = "text_encoder.", vision: str = "image_encoder.") -> li
         Rename("vision_model.{p*}", vision + "vision_model.{p*}"),
         Rename("visual_projection.weight", vision + "visual_projection.weight", expect=1),
     ]
-
-
-def openclip_text() -> list[Rule]:
-    """OpenCLIP's text tower, whose q, k and v are fused and whose projection is applied from the right.
-
-    A projection named `text_projection.weight` is already turned; the matrix is square, only the name can tell.
-    """
-    leaves = {
-        "attn.out_proj": "self_attn.out_proj",
-        "ln_1": "layer_norm1",
-        "ln_2": "layer_norm2",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    }
-    rules: list[Rule] = [
-        Drop("logit_scale", "the temperature of the contrastive loss"),
-        Rename("positional_embedding", "text_model.embeddings.position_embedding.weight", expect=1),
-        Rename("token_embedding.weight", "text_model.embeddings.token_embedding.weight", expect=1),
-        Rename("ln_final.{p:weight|bias}", "text_model.final_layer_norm.{p}", expect=2),
-        Rename("text_projection", "text_projection.weight", op=TRANSPOSE, optional=True),
-        Rename("text_projection.weight", "text_projection.weight", optional=True),
-    ]
-    rules += [
-        Split(f"{BLOCK}.attn.in_proj_{p}", tuple(f"{LAYER}.self_attn.{x}_proj.{p}" for x in "qkv"))
-        for p in ("weight", "bias")
-    ]
-    rules += [Rename(f"{BLOCK}.{a}.{{p:weight|bias}}", f"{LAYER}.{b}.{{p}}") for a, b in leaves.items()]
-    return rules
 
 
 CLIP_B32 = CLIPTextConfig(hidden_size=512, intermediate_size=2048, num_heads=8, projection_dim=512)
@@ -146,7 +122,17 @@ LAYOUTS = (
         parts=("text_encoder",),
         has={"text_model.embeddings.token_embedding.weight": (None, 768)},
         build=always(clip_text, "text_encoder."),
-        lacks=("vision_model.embeddings.class_embedding", "text_projection.weight"),
+        lacks=("vision_model.embeddings.class_embedding",),
+        configs={"text_encoder": CLIP_L},
+    ),
+    Layout(
+        "clip-text-l-flat",
+        "CLIP ViT-L/14's text encoder as transformers 5 saves it",
+        kind="text encoder",
+        fits=("sd15", "sdxl"),
+        parts=("text_encoder",),
+        has={"embeddings.token_embedding.weight": (None, 768)},
+        build=always(clip_text_flat, "text_encoder."),
         configs={"text_encoder": CLIP_L},
     ),
     Layout(
@@ -158,17 +144,6 @@ LAYOUTS = (
         has={"text_model.embeddings.token_embedding.weight": (None, 1280), "text_projection.weight": None},
         build=always(lambda: clip_text(projection=True), "text_encoder_2."),
         lacks=("vision_model.embeddings.class_embedding",),
-        configs={"text_encoder_2": OPENCLIP_BIGG},
-    ),
-    Layout(
-        "openclip-text-bigg",
-        f"{BIGG}, in OpenCLIP's names",
-        kind="text encoder",
-        fits=("sdxl",),
-        parts=("text_encoder_2",),
-        has={"positional_embedding": (77, 1280), "transformer.resblocks.0.attn.in_proj_weight": (3840, 1280)},
-        build=always(openclip_text, "text_encoder_2."),
-        lacks=("visual.proj",),
         configs={"text_encoder_2": OPENCLIP_BIGG},
     ),
     _both("clip-l14", "CLIP ViT-L/14", ("sd15", "sdxl"), replace(CLIP_L, projection_dim=768), VIT_L14),

@@ -9,11 +9,12 @@ from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG
 from i2v.models.unet import SD15, SDXL, UNetConfig
 from i2v.models.vae import SD_VAE, SDXL_VAE, VAEConfig
 from weights_convert.layout import Layout
-from weights_convert.layouts.clip import clip_text, openclip_text
+from weights_convert.layouts.clip import clip_text
 from weights_convert.layouts.ldm_unet import ldm_unet
+from weights_convert.layouts.openclip import openclip_text
 from weights_convert.layouts.transformer_blocks import TO_K
-from weights_convert.layouts.vae import vae_ldm
-from weights_convert.rules import Drop, Rename, Rule, fill, match, prefixed
+from weights_convert.layouts.vae import vae_ldm_file
+from weights_convert.rules import Drop, Lookup, Rename, Rule, prefixed
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ BUFFERS = (
     "logvar",
     "denoiser.sigmas",
 )
+KNOWN = (UNET, VAE, "model_ema.", "cond_stage_model.", "conditioner.")  # what is strange among these is an error
+MOST_STRANGE = 16
 
 
 def ema_name(key: str) -> str:
@@ -46,22 +49,19 @@ def _unet(cfg: UNetConfig, keys: Collection[str] | None, ema: bool) -> list[Rule
     if keys is None:
         return rules
     plain = [key for key in keys if key.startswith(UNET)]
-    averaged = [ema_name(key) for key in plain]
-    counters: list[Rule] = [Drop("model_ema.{p:decay|num_updates}", "counters of the averaging during training")]
-    present = set(keys)
-    if not (ema and plain and present.issuperset(averaged)):
-        if ema and present.intersection(averaged):
-            log.warning("only a part of the running average is in this file: the plain weights are taken")
-        known = [Drop(name, "running average; the plain weights are taken") for name in averaged if name in present]
-        return [*rules, *counters, *known]
-    taken: list[Rule] = []
-    for key, name in zip(plain, averaged):
-        claimed = next((r for r in rules if isinstance(r, Rename) and r.claim(key)), None)
-        if claimed is not None:
-            taken.append(Rename(name, fill(claimed.target, match(claimed.source, key) or {}), op=claimed.op))
+    averaged = {ema_name(key): key for key in plain}
+    counters = Drop("model_ema.{p:decay|num_updates}", "counters of the averaging during training")
+    stored = averaged.keys() & set(keys)
+    if not (ema and plain and len(stored) == len(plain)):
+        why = "running average; the plain weights are taken"
+        if ema and stored:
+            why = f"running average of {len(stored)} of {len(plain)} tensors only; the plain weights are taken"
+            log.warning("the running average of the UNet is incomplete: %s", why)
+        return [*rules, counters, Drop(r"model_ema.{p:diffusion_model\w+}", why)]
+    renames = tuple(rule for rule in rules if isinstance(rule, Rename))
     return [
-        *taken,
-        *counters,
+        Lookup(averaged, renames, "model_ema.diffusion_model... -> unet, the running average"),
+        counters,
         Drop(UNET + "{p*}", "last training step; the running average is taken", expect=len(plain)),
     ]
 
@@ -69,11 +69,20 @@ def _unet(cfg: UNetConfig, keys: Collection[str] | None, ema: bool) -> list[Rule
 def _vae(cfg: VAEConfig, keys: Collection[str] | None) -> list[Rule]:
     """No rules for a file that was saved without one ("noVAE")."""
     there = keys is None or any(key.startswith(VAE) for key in keys)
-    return prefixed(vae_ldm(cfg), VAE, "vae.") if there else []
+    return prefixed(vae_ldm_file(cfg), VAE, "vae.") if there else []
 
 
-def _buffers() -> list[Rule]:
-    return [Drop(name, "part of the noise schedule, which is a config here") for name in BUFFERS]
+def _others(keys: Collection[str] | None) -> list[Rule]:
+    """The schedule's buffers, and a few tensors that no one knows: merging tools leave such in a file.
+
+    Many of them mean that the file is something else, so that no rule claims them and they are an error.
+    """
+    rules: list[Rule] = [Drop(f"{{p:{'|'.join(BUFFERS)}}}", "part of the noise schedule, which is a config here")]
+    strange = [key for key in keys or () if not key.startswith(KNOWN) and key not in BUFFERS]
+    if not 0 < len(strange) <= MOST_STRANGE:
+        return rules
+    log.warning("%d tensors are no part of Stable Diffusion and are left out: %s", len(strange), ", ".join(strange))
+    return [*rules, *(Drop(key, "no part of Stable Diffusion") for key in strange)]
 
 
 def sd15_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | None, ema: bool = True) -> list[Rule]:
@@ -91,7 +100,7 @@ def sd15_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | N
         Drop(f"{clip}{{x*}}.text_projection.weight", "not used by Stable Diffusion 1.5"),
         *prefixed(clip_text(position_ids=True), f"{clip}transformer.", "text_encoder."),
         *prefixed(clip_text(), f"{clip}clip_l.transformer.", "text_encoder."),
-        *_buffers(),
+        *_others(keys),
     ]
 
 
@@ -100,9 +109,10 @@ def sdxl_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | N
     return [
         *_unet(unet, keys, ema),
         *_vae(vae, keys),
+        Drop("conditioner.embedders.0.{p:logit_scale|text_projection}", "not used by SDXL"),
         *prefixed(clip_text(position_ids=True), "conditioner.embedders.0.transformer.", "text_encoder."),
         *prefixed(openclip_text(), "conditioner.embedders.1.model.", "text_encoder_2."),
-        *_buffers(),
+        *_others(keys),
     ]
 
 
@@ -119,6 +129,7 @@ LAYOUTS = (
             f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": TO_K["sd15"],
         },
         build=lambda keys, ema: sd15_single_file(SD15, SD_VAE, keys, ema),
+        lacks=("control_model.input_hint_block.0.weight",),
         configs={"unet": SD15, "vae": SD_VAE, "text_encoder": CLIP_L},
         schedule=SCHEDULE,
     ),
@@ -132,5 +143,16 @@ LAYOUTS = (
         build=lambda keys, ema: sdxl_single_file(SDXL, SDXL_VAE, keys, ema),
         configs={"unet": SDXL, "vae": SDXL_VAE, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIGG},
         schedule=SCHEDULE,
+    ),
+    Layout(
+        "vae-single-file",
+        "an autoencoder cut out of a Stable Diffusion checkpoint",
+        kind="autoencoder",
+        fits=("sd15", "sdxl"),
+        parts=("vae",),
+        has={f"{VAE}encoder.down.0.block.0.conv1.weight": (128, 128, 3, 3)},
+        build=lambda keys, ema: [*_vae(SD_VAE, keys), *_others(keys)],
+        lacks=(f"{UNET}input_blocks.0.0.weight",),
+        note="its content does not say of which of the two bases it is",
     ),
 )

@@ -68,7 +68,7 @@ def vae_ldm(cfg: VAEConfig) -> list[Rule]:
 def vae_ldm_file(cfg: VAEConfig) -> list[Rule]:
     """A file with the autoencoder alone: what its training left beside the weights is dropped."""
     return [
-        Drop("model_ema.{p*}", "a counter of the averaging during training"),
+        Drop("model_ema.{p:decay|num_updates}", "counters of the averaging during training"),
         Drop("loss.{p*}", "the discriminator and perceptual loss of its training"),
         *vae_ldm(cfg),
     ]

@@ -1,0 +1,102 @@
+"""OpenAI's and OpenCLIP's naming of CLIP, towards transformers' (ours): fused q, k, v, projections from the right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG, CLIPTextConfig
+from i2v.models.clip_vision import VIT_B32, VIT_L14, CLIPVisionConfig
+from weights_convert.layout import Layout, always
+from weights_convert.layouts.clip import BIGG, CLIP_B32
+from weights_convert.rules import TRANSPOSE, Drop, Rename, Rule, Split, prefixed
+
+LEAVES = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def _blocks(tower: str) -> list[Rule]:
+    """The transformer of either tower."""
+    block, layer = r"transformer.resblocks.{n:\d+}", tower + r".encoder.layers.{n:\d+}"
+    rules: list[Rule] = [
+        Split(f"{block}.attn.in_proj_{p}", tuple(f"{layer}.self_attn.{x}_proj.{p}" for x in "qkv"))
+        for p in ("weight", "bias")
+    ]
+    return rules + [Rename(f"{block}.{a}.{{p:weight|bias}}", f"{layer}.{b}.{{p}}") for a, b in LEAVES.items()]
+
+
+def openclip_text() -> list[Rule]:
+    """The text tower alone, as in SDXL's single file.
+
+    A projection named `text_projection.weight` is already turned; the matrix is square, only the name can tell.
+    """
+    return [
+        Drop("logit_scale", "the temperature of the contrastive loss"),
+        Rename("positional_embedding", "text_model.embeddings.position_embedding.weight", expect=1),
+        Rename("token_embedding.weight", "text_model.embeddings.token_embedding.weight", expect=1),
+        Rename("ln_final.{p:weight|bias}", "text_model.final_layer_norm.{p}", expect=2),
+        Rename("text_projection", "text_projection.weight", op=TRANSPOSE, optional=True),
+        Rename("text_projection.weight", "text_projection.weight", optional=True),
+        *_blocks("text_model"),
+    ]
+
+
+def openclip_vision() -> list[Rule]:
+    """The image tower; in a file of both towers its keys begin with `visual.`."""
+    embeddings = "vision_model.embeddings"
+    return [
+        Rename("class_embedding", f"{embeddings}.class_embedding", expect=1),
+        Rename("positional_embedding", f"{embeddings}.position_embedding.weight", expect=1),
+        Rename("conv1.weight", f"{embeddings}.patch_embedding.weight", expect=1),
+        Rename("ln_pre.{p:weight|bias}", "vision_model.pre_layrnorm.{p}", expect=2),
+        Rename("ln_post.{p:weight|bias}", "vision_model.post_layernorm.{p}", expect=2),
+        Rename("proj", "visual_projection.weight", op=TRANSPOSE, expect=1),
+        *_blocks("vision_model"),
+    ]
+
+
+def openclip_both(text: str = "text_encoder.", vision: str = "image_encoder.") -> list[Rule]:
+    """A file of both towers, each towards its own prefix. OpenAI's TorchScript files hold three numbers beside them."""
+    return [
+        Drop("{p:input_resolution|context_length|vocab_size}", "a size, which is a config here"),
+        *prefixed(openclip_vision(), "visual.", vision),
+        *prefixed(openclip_text(), "", text),
+    ]
+
+
+def _openai(name: str, title: str, bases: tuple[str, ...], text: CLIPTextConfig, vision: CLIPVisionConfig) -> Layout:
+    return Layout(
+        name,
+        f"{title} in OpenAI's names",
+        kind="text and image encoder",
+        fits=bases,
+        parts=("text_encoder", "image_encoder"),
+        has={
+            "positional_embedding": (77, text.hidden_size),
+            "visual.proj": (vision.hidden_size, vision.projection_dim),
+            "visual.conv1.weight": (vision.hidden_size, 3, vision.patch_size, vision.patch_size),
+        },
+        build=always(openclip_both),
+        configs={"text_encoder": text, "image_encoder": vision},
+    )
+
+
+LAYOUTS = (
+    Layout(
+        "openclip-text-bigg",
+        f"{BIGG}, in OpenCLIP's names",
+        kind="text encoder",
+        fits=("sdxl",),
+        parts=("text_encoder_2",),
+        has={"positional_embedding": (77, 1280), "transformer.resblocks.0.attn.in_proj_weight": (3840, 1280)},
+        build=always(openclip_text, "text_encoder_2."),
+        lacks=("visual.proj",),
+        configs={"text_encoder_2": OPENCLIP_BIGG},
+    ),
+    _openai("openai-clip-l14", "CLIP ViT-L/14", ("sd15", "sdxl"), replace(CLIP_L, projection_dim=768), VIT_L14),
+    _openai("openai-clip-b32", "CLIP ViT-B/32", (), CLIP_B32, VIT_B32),
+)
