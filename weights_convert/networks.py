@@ -1,0 +1,65 @@
+"""What our networks hold: keys and shapes of each part, built without memory. A file fits if it has just these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG, CLIPTextModel
+from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.ip_adapter import add_ip_adapter, image_projection
+from i2v.models.motion import add_motion_modules
+from i2v.models.unet import SD15, SDXL, UNet, UNetConfig
+from i2v.models.vae import SD_VAE, SDXL_VAE, VAE
+
+FAMILIES: dict[str, dict[str, Any]] = {  # what is settled by the base model, whatever file a part comes from
+    "sd15": {"unet": SD15, "vae": SD_VAE, "text_encoder": CLIP_L},
+    "sdxl": {"unet": SDXL, "vae": SDXL_VAE, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIGG},
+}
+TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
+
+
+@lru_cache
+def expected(part: str, config: Any, unet: UNetConfig) -> Mapping[str, Tensor]:
+    """Keys of our part file -> tensors on the meta device.
+
+    `unet` is the base that motion modules and adapters are for. Without a config, an `ip_adapter` is its attention
+    alone, as in the authors' release.
+    """
+    with torch.device("meta"):
+        if part == "unet":
+            return dict(UNet(config).state_dict())
+        if part == "vae":
+            return dict(VAE(config).state_dict())
+        if part in ("text_encoder", "text_encoder_2"):
+            return dict(CLIPTextModel(config).state_dict())
+        if part == "image_encoder":
+            return dict(CLIPVisionModel(config).state_dict())
+        base = UNet(unet)
+        if part == "motion":
+            return _flat(add_motion_modules(base, config))
+        if part == "i2v_adapter":
+            return _flat(add_i2v_adapter(base))
+        projection = {} if config is None else {"image_proj": image_projection(config)}
+        return _flat(projection) | _flat(add_ip_adapter(base), "ip_adapter.")
+
+
+def _flat(modules: Mapping[str, nn.Module], prefix: str = "") -> dict[str, Tensor]:
+    return {f"{prefix}{path}.{key}": v for path, module in modules.items() for key, v in module.state_dict().items()}
+
+
+def misfits(part: str, tensors: Mapping[str, Tensor], config: Any, unet: UNetConfig) -> list[str]:
+    """Every key that is missing, too many, or of another shape than in our network."""
+    want = expected(part, config, unet)
+    wrong = [f"{part}: {key} is missing, expected {tuple(want[key].shape)}" for key in want if key not in tensors]
+    for key, tensor in tensors.items():
+        if key not in want:
+            wrong.append(f"{part}: {key} {tuple(tensor.shape)} is no parameter of the network")
+        elif tensor.shape != want[key].shape:
+            wrong.append(f"{part}: {key} is {tuple(tensor.shape)}, expected {tuple(want[key].shape)}")
+    return wrong
