@@ -43,7 +43,8 @@ def read(mapped: Mapped) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     path = mapped.path
     start, header = _header(mapped)
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise damaged(path, "metadata that are no table of texts", "__metadata__ to hold texts by name")
     places: list[tuple[int, int, str, torch.dtype, tuple[int, ...]]] = []

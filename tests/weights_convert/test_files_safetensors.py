@@ -103,6 +103,7 @@ HEADERS: dict[str, tuple[Any, bytes, str]] = {
     "entry of a list": ({"a": [1]}, bytes(4), "broken header entry"),
     "trailing bytes": ({"a": F32}, bytes(5), "as the header says"),
     "truncated": ({"a": F32}, bytes(3), "bytes"),
+    "metadata of a list": ({"__metadata__": [], "a": F32}, bytes(4), "metadata"),
     "metadata of numbers": ({"__metadata__": {"a": 1}, "a": F32}, bytes(4), "metadata"),
     "duplicate key": (
         b'{"a":%s,"a":%s}' % (json.dumps(F32).encode(), json.dumps(F32_NEXT).encode()),
