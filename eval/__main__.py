@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from eval import miniature, probe_ceiling
@@ -9,16 +10,29 @@ from eval import miniature, probe_ceiling
 COMMANDS = {"miniature": miniature.main, "probe": probe_ceiling.main}
 
 
-def main(argv: list[str]) -> None:
-    """The first word is the command; the rest are its flags."""
+def main(argv: list[str]) -> int:
+    """The first word is the command, the rest its flags. Exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="python -m eval: %(message)s")
     if argv and argv[0] in ("-h", "--help"):
         print(f"usage: python -m eval {{{','.join(COMMANDS)}}} [flags]; each of them explains its flags with --help")
-        return
+        return 0
     if not argv or argv[0] not in COMMANDS:
         given = f"there is no evaluation {argv[0]!r}" if argv else "name an evaluation"
-        raise SystemExit(f"python -m eval: error: {given}; known are {', '.join(COMMANDS)}")
-    COMMANDS[argv[0]](argv[1:])
+        return fail(f"{given}; known are {', '.join(COMMANDS)}")
+    try:
+        COMMANDS[argv[0]](argv[1:])
+    except KeyboardInterrupt:
+        print("python -m eval: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:  # the errors that this project raises for what users gave
+        return fail(" ".join(str(error).split()))
+    return 0
+
+
+def fail(message: str) -> int:
+    print(f"python -m eval: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -1,168 +1,168 @@
-"""Does the miniature obey? One picture under every caption, the motion measured: `python -m eval miniature`.
+"""Does the miniature obey, and do the paper's findings hold in it? `python -m eval miniature`.
 
-For each unseen scene the same first frame is animated under each motion of the world. `measure_motion` never reads the
-caption; its thresholds were fixed on true clips. Rows: the full model, the model without its I2V-Adapter, without its
-Content-Adapter, and the bounds that no model passes: frame 0 repeated, and the true clip through the VAE.
+The motion in every clip is measured from its pixels; no metric reads the caption or has learned anything. The model
+stands between two bounds: frame 0 repeated, and the true clip through the VAE. What is made lies in `--out` and is not
+made again: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from eval.intervals import bootstrap_interval, wilson_interval
-from eval.metrics.motion_class import measure_motion
-from eval.metrics.similarity import first_frame_similarity
+from eval import experiments, paper_tables
+from eval.answers import Answer, Bench, Job, Variant, answer, pipeline
+from eval.experiments import Evaluation, Needs, judged
+from eval.held_out import held_out_set
+from eval.page import Section, write_page
 from eval.sheets import write_sheet
-from i2v import config
-from i2v.config import flag
-from i2v.data.world import WORLDS, Clip, counterfactuals
-from i2v.load import load
-from i2v.pipeline import I2VPipeline
+from eval.tables import write_docs
+from i2v import __version__, config
+from i2v.config import ConfigError, flag
+from i2v.data.world import WORLDS, WorldConfig
+from i2v.load import header
+from i2v.presets import WEIGHTS, find
 
-Video = NDArray[np.uint8]
-# name -> scale of the I2V-Adapter, scale of the Content-Adapter
-VARIANTS = {"full": (1.0, 1.0), "without-i2v": (0.0, 1.0), "without-content": (1.0, 0.0)}
-SEEN = 0.35  # share of the first frame's object that has to be explained in the last frames to call it recognisable
+SHEET_CLIPS = 20
+# what it needs, and its part of the report
+EXPERIMENTS: dict[str, tuple[Callable[[Evaluation], Needs], Callable[[Evaluation], list[Section]]]] = {
+    "main": (experiments.main_needs, experiments.main_report),
+    "3": (paper_tables.table_3_needs, paper_tables.table_3_report),
+    "2": (paper_tables.table_2_needs, paper_tables.table_2_report),
+    "steps": (paper_tables.steps_needs, paper_tables.steps_report),
+}
 
 
 @dataclass(frozen=True)
 class MiniatureEvaluation:
-    """Measure a miniature on unseen scenes, each under every motion of its world."""
+    """Measure a miniature on pictures that it never saw, and the paper's tables in small on it."""
 
     weights: Path | None = flag(None, "folder of the model's parts; not given: the shipped one")
-    out: Path = flag(Path("outputs/miniature"), "folder for results.json, table.md and sheet.png")
-    world: str = flag("level_1", "level of the procedural world")
-    split: str = flag("val", "val: unseen scenes; held_out: pairs of object and motion that were never trained")
-    scenes: int = flag(20, "pictures; each is animated once per motion")
-    rows: tuple[str, ...] = flag(("full", "without-i2v", "without-content"), "variants that are sampled")
+    out: Path = flag(Path("outputs/miniature"), "folder for the clips, results.json, tables.md, page.html and sheets")
+    table: tuple[str, ...] = flag(("main",), "main: the whole held-out set; 3, 2: the paper's; steps: fewer through t0")
+    scenes: int = flag(20, "unseen pictures, each under all captions; the set's other parts follow this number")
+    pictures: Path | None = flag(None, "a folder of photographs, to be asked too")
+    world: str | None = flag(None, "level of the procedural world; not given: the one that the weights were trained on")
     steps: int = flag(25, "sampling steps")
     guidance_scale: float | None = flag(None, "guidance; not given: the preset's")
-    t0: float | None = flag(None, "where sampling starts; not given: the preset's")
-    p: float | None = flag(None, "mask probability of the prior; not given: the preset's")
-    dtype: str = flag("float32", "number format of the networks")
+    device: str = flag("cpu", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "number format of the networks")
+    workers: int = flag(1, "processes that share the work")
+    docs: Path | None = flag(None, "a Markdown file whose marked tables are replaced by the new ones")
 
 
-@dataclass
-class Row:
-    """Measurements of one variant: per clip the asked and the measured motion, and numbers."""
-
-    asked: list[str]
-    measured: list[str]
-    values: dict[str, list[float]]
-
-    def summary(self) -> dict[str, Any]:
-        """Accuracy with Wilson's interval, means with the bootstrap's."""
-        right = sum(a == m for a, m in zip(self.asked, self.measured))
-        out: dict[str, Any] = {
-            "clips": len(self.asked),
-            "motion_accuracy": right / len(self.asked),
-            "motion_accuracy_95": wilson_interval(right, len(self.asked)),
-        }
-        for name, values in self.values.items():
-            out[name] = float(np.mean(values))
-            out[f"{name}_95"] = bootstrap_interval(values)
-        return out
+def world_of(cfg: MiniatureEvaluation) -> WorldConfig:
+    """The level that is given, or the one in the recipe of the motion modules."""
+    name = cfg.world
+    if name is None:
+        part = header((cfg.weights or WEIGHTS / "tiny") / "motion.safetensors")
+        name = dict(part.metadata.get("recipe", {})).get("world")
+        if name is None:
+            raise ConfigError(f"{part.path} does not say on which level it was trained; give --world")
+    if name not in WORLDS:
+        raise ConfigError(f"--world {name}: expected one of {', '.join(WORLDS)}")
+    return WORLDS[name]
 
 
-def measure(videos: list[tuple[Clip, Video]]) -> Row:
-    """Each made video against the true clip that it was asked to be."""
-    row = Row([], [], {"similarity": [], "displacement": [], "object_found": [], "recognisable": [], "truth_psnr": []})
-    for clip, frames in videos:
-        motion = measure_motion(frames, clip.mask)
-        row.asked.append(clip.motion)
-        row.measured.append(motion.motion)
-        row.values["similarity"].append(first_frame_similarity(frames).psnr)
-        row.values["displacement"].append(float(np.hypot(motion.dx, motion.dy)))
-        row.values["object_found"].append(motion.found)
-        row.values["recognisable"].append(float(motion.found >= SEEN))
-        error = np.square(frames[-1].astype(np.float64) - clip.frames[-1]).mean()
-        row.values["truth_psnr"].append(float(10 * np.log10(255**2 / max(error, 1e-3))))
-    return row
+def run(cfg: MiniatureEvaluation) -> None:
+    """Everything that the command does."""
+    unknown = [name for name in cfg.table if name not in EXPERIMENTS]
+    if unknown or not cfg.table:
+        raise ConfigError(f"--table {' '.join(unknown)}: expected one or more of {', '.join(EXPERIMENTS)}")
+    for name, least in (("scenes", 2), ("workers", 1), ("steps", 2)):
+        if getattr(cfg, name) < least:
+            raise ConfigError(f"--{name} {getattr(cfg, name)}: expected {least} or more")
+    if cfg.docs is not None and not cfg.docs.is_file():
+        raise ConfigError(f"--docs {cfg.docs}: there is no such file")
+    world, preset = world_of(cfg), find("tiny")
+    bench = Bench(cfg.weights, cfg.device, cfg.dtype, preset.num_frames, world.motions, world.cameras)
+    pipe = pipeline(bench)
+    questions = held_out_set(world, cfg.scenes, preset.num_frames, preset.side, cfg.pictures)
+    guidance = preset.guidance_scale if cfg.guidance_scale is None else cfg.guidance_scale
+    full = Variant("sampled", cfg.steps, guidance, preset.t0, preset.p)
+    plan = Evaluation(world, pipe, questions, full, {})
+    jobs = {
+        (q.scene, q.caption, variant): Job(q, variant)
+        for name in cfg.table
+        for group, variant in EXPERIMENTS[name][0](plan)
+        for q in group
+    }
+    answers = answer(list(jobs.values()), bench, cfg.out, cfg.workers)
+    done = Evaluation(world, pipe, questions, full, dict(zip(jobs, answers, strict=True)))
+    report(cfg, done, answers)
 
 
-def confusion(row: Row, motions: tuple[str, ...]) -> list[list[int]]:
-    """Rows asked, columns measured."""
-    pairs = list(zip(row.asked, row.measured))
-    return [[pairs.count((asked, measured)) for measured in motions] for asked in motions]
+def report(cfg: MiniatureEvaluation, e: Evaluation, answers: list[Answer]) -> None:
+    """Writes results.json, tables.md, page.html, the sheets, and the tables of a docs file."""
+    sections = [section for name in cfg.table for section in EXPERIMENTS[name][1](e)]
+    tables = [table for section in sections for table in section.tables]
+    markdown = "\n".join(table.markdown() for table in tables)
+    config.write_text(cfg.out / "results.json", json.dumps(facts(cfg, e, answers), indent=1) + "\n")
+    config.write_text(cfg.out / "tables.md", markdown)
+    title = f"The miniature on {e.world.name}"
+    write_page(cfg.out / "page.html", title, about(e, answers), sections, e.pipe.preset.fps)
+    folders = [cfg.out] if cfg.docs is None else [cfg.out, cfg.docs.parent / "media"]
+    for folder in folders:
+        write_sheets(folder, [a for a in answers if a.job.variant == e.full])
+    print(markdown)
+    if cfg.docs is not None:
+        left = write_docs(cfg.docs, tables)
+        if left:
+            print(f"{cfg.docs} has no place for the tables {', '.join(left)}")
+    print(f"all of it, and every clip: {cfg.out / 'page.html'}")
 
 
-@torch.no_grad()
-def through_vae(pipe: I2VPipeline, frames: Video) -> Video:
-    """The true clip encoded and decoded: what a perfect network would give."""
-    x = torch.from_numpy(frames).permute(0, 3, 1, 2).float().to(pipe.device) / 127.5 - 1
-    out = pipe.vae.decode(pipe.vae.encode(x).mode()).clamp(-1, 1)
-    return ((out + 1) * 127.5 + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
+def about(e: Evaluation, answers: list[Answer]) -> str:
+    """One line on how the clips were made."""
+    sampled = [a for a in answers if a.job.variant.kind == "sampled"]
+    v = e.full
+    return (f"{len(sampled)} sampled clips of {e.pipe.preset.num_frames} frames; {v.steps} steps, guidance "
+            f"{v.guidance_scale:g}, t0 {v.t0:g}, p {v.p:g} where nothing else is said. Brackets are 95 % intervals: "
+            "Wilson's for shares, the bootstrap's over pictures for means.")  # fmt: skip
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown, one line per variant."""
-    lines = [
-        "| | clips | motion right | similarity (dB) | displacement | recognisable | last frame against truth (dB) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in results.items():
-        cells = []
-        for key in ("motion_accuracy", "similarity", "displacement", "recognisable", "truth_psnr"):
-            low, high = row[f"{key}_95"]
-            cells.append(f"{row[key]:.2f} [{low:.2f}, {high:.2f}]")
-        lines.append(f"| {name} | {row['clips']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def facts(cfg: MiniatureEvaluation, e: Evaluation, answers: list[Answer]) -> dict[str, Any]:
+    """All that the tables are made of, per clip."""
+    return {
+        "settings": config.to_dict(cfg),
+        "world": e.world.name,
+        "weights": {name: dict(part) for name, part in e.pipe.weights.items()},
+        "versions": {
+            "i2v-adapter": __version__, "torch": torch.__version__, "numpy": np.__version__, "opencv": cv2.__version__,
+            "python": platform.python_version(),
+        },
+        "clips": [
+            {
+                "group": a.job.question.group, "scene": a.job.question.scene, "seed": a.job.question.seed,
+                "caption": a.job.question.caption, "asked": [a.job.question.motion, a.job.question.camera],
+                "variant": asdict(a.job.variant), "file": a.file.name, **judged(a),
+            }
+            for a in answers
+        ],
+    }  # fmt: skip
+
+
+def write_sheets(folder: Path, answers: list[Answer]) -> None:
+    """The model's first clips, unchosen, and those whose motion is not the asked one."""
+    def right(a: Answer) -> bool:
+        verdicts = judged(a)
+        return verdicts.get("motion_right", True) and verdicts.get("camera_right", True)
+
+    for name, chosen in (("clips", answers), ("failures", [a for a in answers if not right(a)])):
+        some = chosen[:SHEET_CLIPS]
+        if some:
+            colours = [(30, 30, 30) if right(a) else (190, 30, 30) for a in some]
+            captions = [a.job.question.caption for a in some]
+            write_sheet(folder / f"miniature_{name}.webp", [a.frames for a in some], captions, colours=colours)
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg = config.from_command_line(MiniatureEvaluation, argv, "python -m eval miniature")
-    unknown = set(cfg.rows) - VARIANTS.keys()
-    if unknown or not cfg.rows:
-        raise SystemExit(f"--rows {' '.join(unknown)}: expected one or more of {', '.join(VARIANTS)}")
-    pipe = load("tiny", dtype=cfg.dtype, folder=cfg.weights)
-    world = WORLDS[cfg.world]
-    clips = [counterfactuals(world, cfg.split, i) for i in range(cfg.scenes)]
-
-    def sampled(name: str) -> list[tuple[Clip, Video]]:
-        i2v_scale, ip_scale = VARIANTS[name]
-        made = []
-        pairs = [(i, clip) for i, clips_of in enumerate(clips) for clip in clips_of.values()]
-        for index, clip in tqdm(pairs, desc=name, mininterval=5):
-            result = pipe(
-                clip.frames[0], clip.caption, seed=index, steps=cfg.steps, guidance_scale=cfg.guidance_scale,
-                num_frames=len(clip.frames), t0=cfg.t0, p=cfg.p, i2v_scale=i2v_scale, ip_scale=ip_scale,
-            )  # fmt: skip
-            made.append((clip, result.frames))
-        return made
-
-    def every(change: Callable[[Clip], Video]) -> list[tuple[Clip, Video]]:
-        return [(clip, change(clip)) for clips_of in clips for clip in clips_of.values()]
-
-    began = time.monotonic()
-    videos = {
-        **{name: sampled(name) for name in cfg.rows},
-        "floor: frame 0 repeated": every(lambda clip: np.repeat(clip.frames[:1], len(clip.frames), 0)),
-        "ceiling: truth through the VAE": every(lambda clip: through_vae(pipe, clip.frames)),
-    }
-    rows = {name: measure(made) for name, made in videos.items()}
-    results = {name: row.summary() for name, row in rows.items()}
-    matrix = confusion(rows[cfg.rows[0]], world.motions)
-    cfg.out.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "settings": config.to_dict(cfg), "weights": pipe.weights, "seconds": round(time.monotonic() - began, 1),
-        "results": results, "motions": world.motions, "confusion": matrix,
-        "clips": {name: vars(row) for name, row in rows.items()},
-    }  # fmt: skip
-    config.write_text(cfg.out / "results.json", json.dumps(facts, indent=1) + "\n")
-    config.write_text(cfg.out / "table.md", table(results))
-    first = videos[cfg.rows[0]][:20]  # in order, unchosen
-    write_sheet(cfg.out / "sheet.png", [frames for _, frames in first], [clip.caption for clip, _ in first])
-    print(table(results))
-    print("asked (rows) against measured (columns):", *world.motions, sep="\n  ")
-    for name, counts in zip(world.motions, matrix):
-        print(f"{name:14}", *(f"{count:4}" for count in counts))
+    run(config.from_command_line(MiniatureEvaluation, argv, "python -m eval miniature"))

@@ -35,10 +35,10 @@ def contact_sheet(clips: Sequence[Picture], captions: Sequence[str], columns: in
 
 
 def write_sheet(path: str | Path, clips: Sequence[Picture], captions: Sequence[str], columns: int = 8,
-                side: int = 128) -> None:  # fmt: skip
-    """Writes `contact_sheet` as a png, whole or not at all."""
-    sheet = contact_sheet(clips, captions, columns, side)
-    done, data = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+                side: int = 128, colours: Sequence[tuple[int, int, int]] | None = None) -> None:  # fmt: skip
+    """Writes `contact_sheet` as .png, or smaller and lossy as .webp; whole or not at all."""
+    sheet = contact_sheet(clips, captions, columns, side, colours)
+    done, data = cv2.imencode(Path(path).suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 85])
     if not done:
         raise ValueError(f"a sheet of {sheet.shape[1]} x {sheet.shape[0]} pixels cannot be written; show fewer clips")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
