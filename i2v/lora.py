@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from i2v.models.clip_text import CLIPTextModel
-from i2v.models.lora import Merged, merge_lora
+from i2v.models.lora import Merged, merge_lora, unfit
 from i2v.models.unet import UNet
 from weights_convert.layouts.lora import BASES, Base
 from weights_convert.lora import LoRAFile, read_lora
@@ -56,12 +56,7 @@ def merge(
     Raises FileNotFoundError, and ConversionError for a file that is no LoRA, one of another base, or one that changes
     parts or layers that are not there.
     """
-    file = read_lora(path, base_of(modules))
-    others = [part for part in file.parts if part not in modules]
-    if others:
-        raise ConversionError(
-            f"{path}: this LoRA changes {' and '.join(others)}, expected one for {' and '.join(modules)} alone"
-        )
+    file = check(modules, path)
     merged: dict[str, Merged] = {}
     try:
         for part, pairs in file.parts.items():
@@ -71,6 +66,22 @@ def merge(
             done.remove()
         raise ConversionError(f"{path}: {error}") from None
     return MergedFile(file, scale, merged)
+
+
+def check(modules: Mapping[str, nn.Module], path: str | Path) -> LoRAFile:
+    """The file, read and found to fit, with nothing merged; `modules` may be on the meta device. Raises as `merge`."""
+    file = read_lora(path, base_of(modules))
+    others = [part for part in file.parts if part not in modules]
+    if others:
+        raise ConversionError(
+            f"{path}: this LoRA changes {' and '.join(others)}, expected one for {' and '.join(modules)} alone"
+        )
+    for part, pairs in file.parts.items():
+        if problems := unfit(modules[part], pairs):
+            raise ConversionError(
+                f"{path}: {len(problems)} of {len(pairs)} changes do not fit the {part}, first {problems[0]}"
+            )
+    return file
 
 
 def base_of(modules: Mapping[str, nn.Module]) -> Base | None:

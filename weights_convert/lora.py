@@ -30,6 +30,7 @@ FOLDER_FILES = [
 SETTINGS = "adapter_config.json"  # PEFT's, beside its weights
 DIFFUSERS_SETTINGS = "lora_adapter_metadata"  # the same, per part, in a file's metadata
 OWN_BASE = "lora_base"  # in our files: the base's config, so that they are read without the model
+LARGEST = 100  # levels, layers or blocks in such a config; a spoilt one must not fill the memory with names
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _paired(named: Mapping[str, Mapping[str, Tensor]], alphas: _Alphas, file: st
             continue
         down, up, mid = tensors["down"], tensors["up"], tensors.get("mid")
         shapes = [tuple(t.shape) for t in (down, up, mid) if t is not None]
-        if any(len(shape) not in (2, 4) for shape in shapes) or up.shape[1] != down.shape[0]:
+        if any(len(shape) not in (2, 4) or 0 in shape for shape in shapes) or up.shape[1] != down.shape[0]:
             problems.append(f"{name}: down, up, ... of shapes {shapes} make no pair of one rank")
             continue
         pairs[name] = LoRAPair(down, up, alphas(name, tensors.get("alpha"), down.shape[0]), mid)
@@ -182,13 +183,23 @@ class _Alphas:
     """The alpha of a layer: stored beside it, or in PEFT's settings, of the file or of its folder."""
 
     def __init__(self, metadata: Mapping[str, str], settings: Mapping[str, Any], file: str):
-        self.settings = dict(settings)
+        self.file, self.settings = file, dict(settings)
         if DIFFUSERS_SETTINGS in metadata:
             self.settings |= _json(metadata[DIFFUSERS_SETTINGS], f"{file}: {DIFFUSERS_SETTINGS}")
 
     def __call__(self, name: str, stored: Tensor | None, rank: int) -> float | None:
+        if stored is not None and stored.numel() != 1:
+            raise ConversionError(
+                f"{self.file}: the alpha of {name} has shape {tuple(stored.shape)}, expected a number"
+            )
         if stored is not None:
-            return None if stored.is_meta else float(stored.reshape(-1)[0])
+            return None if stored.is_meta else float(stored.reshape(()))
+        try:
+            return self._from_settings(name, rank)
+        except (re.error, TypeError, ValueError, AttributeError) as error:
+            raise ConversionError(f"{self.file}: PEFT's settings tell no alpha for {name} ({error})") from None
+
+    def _from_settings(self, name: str, rank: int) -> float | None:
         part, _, inside = name.removeprefix("base_model.model.").partition(".")
         if part not in ("unet", "text_encoder", "text_encoder_2"):
             part, inside = "", name.removeprefix("base_model.model.")
@@ -244,7 +255,10 @@ def _own_base(metadata: Mapping[str, str], file: str) -> list[Base]:
     found = _json(metadata[OWN_BASE], f"{file}: {OWN_BASE}")
     try:
         unet: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["unet"].items()}
-        return [Base(str(found["name"]), UNetConfig(**unet), tuple(found["text"]))]
+        cfg = UNetConfig(**unet)
+        if max(len(cfg.channels), cfg.layers, cfg.mid_depth, *cfg.depths) > LARGEST:
+            raise ValueError(f"more than {LARGEST} of something")
+        return [Base(str(found["name"]), cfg, tuple(found["text"]))]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConversionError(f"{file}: {OWN_BASE} in its metadata is not what was written ({error})") from None
 

@@ -16,6 +16,7 @@ Trained: `TrainedLoRA` stands in for the model it wraps and runs it on W + s B A
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,25 +52,40 @@ def delta(
     A change of a linear layer fits a 1x1 convolution and the other way round. `ignore_alpha` leaves out alpha / r, as
     the released code of AnimateDiff and I2V-Adapter does. Raises ValueError where the shapes do not fit.
     """
+    if not _fits(pair, shape):
+        raise ValueError(f"the LoRA changes a weight {_told(pair)}, the model's is {tuple(shape)}")
     down, up = pair.down.to(device).float(), pair.up.to(device).float()
     if pair.mid is None:
         product = up.flatten(1) @ down.flatten(1)
     else:
         product = torch.einsum("op,pqhw,qi->oihw", up.flatten(1), pair.mid.to(device).float(), down.flatten(1))
-    if product.numel() != torch.Size(shape).numel() or product.shape[0] != shape[0]:
-        raise ValueError(f"the LoRA changes a weight {_told(pair)}, the model's is {tuple(shape)}")
     factor = 1.0 if ignore_alpha or not pair.alpha else pair.alpha / pair.rank
     return scale * factor * product.reshape(tuple(shape))
 
 
-def _told(pair: LoRAPair) -> str:
+def _told(pair: LoRAPair) -> tuple[int, ...]:
     size = pair.down.shape[2:] if pair.mid is None else pair.mid.shape[2:]
-    return str((pair.up.shape[0], pair.down.shape[1], *size))
+    return (pair.up.shape[0], pair.down.shape[1], *size)
+
+
+def _fits(pair: LoRAPair, shape: Sequence[int]) -> bool:
+    return pair.up.shape[0] == shape[0] and math.prod(_told(pair)) == math.prod(shape)
 
 
 def layers_of(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """What a LoRA can change, by path."""
     return {path: m for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+
+
+def unfit(module: nn.Module, pairs: Mapping[str, LoRAPair]) -> list[str]:
+    """What keeps these pairs, by the path of their layer, out of the module, as far as names and shapes tell."""
+    layers = layers_of(module)
+    problems = [f"{path}: the model has no such linear layer or convolution" for path in pairs if path not in layers]
+    for path, pair in pairs.items():
+        if path in layers and not _fits(pair, layers[path].weight.shape):
+            shape = tuple(layers[path].weight.shape)
+            problems.append(f"{path}: the LoRA changes a weight {_told(pair)}, the model's is {shape}")
+    return problems
 
 
 class _Stack:
@@ -93,10 +109,7 @@ class _Stack:
         with torch.no_grad():
             total = self.original.to(now.device, torch.float32, copy=True)
             for by, pair in merged.items():
-                try:
-                    total += delta(pair, total.shape, by.scale, by.ignore_alpha, now.device)
-                except ValueError as error:
-                    raise ValueError(f"{path}: {error}") from None
+                total += delta(pair, total.shape, by.scale, by.ignore_alpha, now.device)
             cast = total.to(now.dtype)
         if not torch.isfinite(cast).all():
             raise ValueError(f"{path}: with the LoRA at scale {by.scale} it holds infinities or NaN as {cast.dtype}")
@@ -141,26 +154,19 @@ def merge_lora(
     """Add `pairs`, by the path of their layer in `module`, to its weights; all or none.
 
     The weights keep their dtype; the originals stay in memory. Keys and values made before (`ContextKV`) are stale.
-    Raises ValueError, with every problem, for no pairs at all, a path that is no linear or convolution of the module,
-    shapes that do not fit, and weights that would not be finite.
+    Raises ValueError for no pairs at all, with every problem that `unfit` finds, and for a weight that would not be
+    finite.
     """
     if not pairs:
         raise ValueError("this LoRA changes no weight of the model")
-    merged, layers = Merged(scale, ignore_alpha), layers_of(module)
-    changed, problems = [], []
-    for path, pair in pairs.items():
-        if path not in layers:
-            problems.append(f"{path}: the model has no such linear layer or convolution")
-            continue
-        stack = _Stack.of(layers[path])
-        together = {**stack.merged, merged: pair}
-        try:
-            changed.append((path, stack, stack.weight(path, together), together))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
+    if problems := unfit(module, pairs):
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(f"{len(problems)} of {len(pairs)} changes do not fit:\n  " + "\n  ".join(problems[:10]) + more)
+    merged, layers, changed = Merged(scale, ignore_alpha), layers_of(module), []
+    for path, pair in pairs.items():
+        stack = _Stack.of(layers[path])
+        together = {**stack.merged, merged: pair}
+        changed.append((path, stack, stack.weight(path, together), together))
     for path, stack, weight, together in changed:
         stack.put(weight, together)
         merged._stacks[path] = stack
