@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +19,10 @@ from i2v.models.ip_adapter import add_ip_adapter, image_projection
 from i2v.models.motion import MotionConfig, add_motion_modules
 from i2v.models.unet import SD15, SDXL, UNet, UNetConfig
 from i2v.models.vae import SD_VAE, VAE
-from weights_convert.detect import Parts, detect, to_parts, to_published
+from weights_convert.detect import Parts, detect, recognise, to_parts, to_published
 from weights_convert.files import unwrap
 from weights_convert.layouts.transformer_blocks import transformer_blocks
+from weights_convert.refusals import Refusal
 from weights_convert.rules import ConversionError, check_shapes
 
 Manifest = Callable[[str], dict[str, Any]]
@@ -55,12 +58,60 @@ FILES: dict[str, tuple[str, set[str], int]] = {
     "clip_vision_vit_bigg_hf": ("clip-vision-bigg14", {"image_encoder"}, 0),
     "clip_vit_l14_full_hf": ("clip-l14", {"text_encoder", "image_encoder"}, 1),
     "clip_vit_b32_full_hf": ("clip-b32", {"text_encoder", "image_encoder"}, 1),
+    "clip_vit_b32_hf": ("clip-b32", {"text_encoder", "image_encoder"}, 1),
+    "clip_vit_b32_openai": ("openai-clip-b32", {"text_encoder", "image_encoder"}, 1),
+    "openai_clip_vit_b32_torchscript": ("openai-clip-b32", {"text_encoder", "image_encoder"}, 4),
+    "openai_clip_vit_l14_torchscript": ("openai-clip-l14", {"text_encoder", "image_encoder"}, 4),
     "ip_adapter_sd15": ("ip-adapter-sd15", {"ip_adapter"}, 0),
     "ip_adapter_plus_sd15": ("ip-adapter-plus-sd15", {"ip_adapter"}, 0),
     "ip_adapter_sdxl": ("ip-adapter-sdxl", {"ip_adapter"}, 0),
     "ip_adapter_sdxl_vit_h": ("ip-adapter-sdxl-vit-h", {"ip_adapter"}, 0),
     "ip_adapter_plus_sdxl_vit_h": ("ip-adapter-plus-sdxl-vit-h", {"ip_adapter"}, 0),
+    "controlnet_v11p_sd15_openpose_ldm": ("controlnet-sd15-ldm", {"controlnet"}, 0),
+    "controlnet_sd15_diffusers": ("controlnet-sd15-diffusers", {"controlnet"}, 0),
+    "controlnet_sdxl_diffusers": ("controlnet-sdxl-diffusers", {"controlnet"}, 0),
+    "v3_sd15_sparsectrl_rgb": ("sparsectrl-rgb", {"sparse_control"}, 0),
+    "v3_sd15_sparsectrl_scribble": ("sparsectrl-scribble", {"sparse_control"}, 0),
+    "taesd_encoder_pth": ("taesd-encoder", {"taesd"}, 0),
+    "taesd_decoder_pth": ("taesd-decoder", {"taesd"}, 0),
+    "taesd_diffusers": ("taesd-diffusers", {"taesd"}, 0),
 }
+UNSTORED = {"clip_vit_b32_hf": 2}  # position_ids, written again though this file lacks them
+
+# name of the published file -> the kind that it is called, since it gives no part of a model
+OTHERS = {
+    "raft_things": "raft",
+    "raft_small": "raft",
+    "raft_large_torchvision": "raft",
+    "raft_small_torchvision": "raft",
+    "dover": "dover",
+    "dover_mobile": "dover",
+    "dynamicrafter_256": "dynamicrafter",
+    "dynamicrafter_512": "dynamicrafter",
+    "dynamicrafter_1024": "dynamicrafter",
+    "v2_lora": "lora",
+    "v3_sd15_adapter": "lora",
+    "lora_kohya_sd15": "lora",
+    "lora_kohya_sd15_locon": "lora",
+    "lora_kohya_sdxl": "lora",
+    "lora_kohya_sdxl_locon": "lora",
+    "lcm_lora_sd15": "lora",
+    "lcm_lora_sdxl": "lora",
+    "lora_diffusers_sd15_lora_down_up": "lora",
+    "lora_diffusers_old_attn_processor_sd15": "lora",
+    "lora_peft_sd15_lora_A_B": "lora",
+    "lora_peft_sdxl_lora_A_B": "lora",
+}
+# Lists that are no file of their own: tested by name further down, in test_single_files.py and test_folders.py.
+NO_FILES = {
+    "name_maps",
+    "ip_adapter_plus_sd15_image_proj",
+    "ip_adapter_plus_sd15_ip_adapter",
+    "sd15_single_file_community_extras",
+    "sd15_diffusers_folder",
+    "sdxl_diffusers_folder",
+}
+SPARSE = {"temporal_transformer.": "", "attention_blocks.0": "attn1", "norms.0": "norm1", "ff_norm": "norm3"}
 
 
 def published(manifest: Manifest, name: str) -> dict[str, Tensor]:
@@ -100,12 +151,30 @@ def wanted(part: str, config: Any, unet_config: UNetConfig) -> dict[str, Tensor]
         return attentions if config is None else flat({"image_proj": image_projection(config)}) | attentions
 
 
-def check_models(parts: Parts, name: str) -> None:
+def in_diffusers(part: str, name: str, manifest: Manifest) -> dict[str, Tensor]:
+    """What diffusers' network of that part holds, from a published list in its names: we have no such network yet."""
+    if part == "controlnet":
+        return published(manifest, f"controlnet_{'sdxl' if 'sdxl' in name else 'sd15'}_diffusers")
+    if part == "taesd":
+        half = name.split("_")[1] + "."
+        both = published(manifest, "taesd_diffusers")
+        return {k: v for k, v in both.items() if k.startswith(half) or half == "diffusers."}
+    out = {}
+    for key, tensor in published(manifest, name).items():
+        for theirs, ours in SPARSE.items():
+            key = key.replace(theirs, ours) if ".motion_modules." in key else key
+        out[key] = tensor
+    return {k: v for k, v in out.items() if not k.endswith(".pe")}  # a fixed table is not kept
+
+
+def check_models(parts: Parts, name: str, manifest: Manifest) -> None:
     unet_config = SDXL if "sdxl" in name else SD15
     for part, tensors in parts.tensors.items():
         config = parts.layout.configs.get(part)
         assert isinstance(config, MotionConfig) or part != "motion"
-        check_shapes(wanted(part, config, unet_config), tensors, f"{name}: {part}")
+        borrowed = part in ("controlnet", "sparse_control", "taesd")
+        want = in_diffusers(part, name, manifest) if borrowed else wanted(part, config, unet_config)
+        check_shapes(want, tensors, f"{name}: {part}")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -116,11 +185,32 @@ def test_published_file(name: str, manifest: Manifest) -> None:
     assert parts.layout.name == layout and set(parts.tensors) == names
     assert sum(n for rule, n in parts.report.items() if " dropped: " in rule) == dropped
     assert sum(parts.report.values()) == len(source)
-    check_models(parts, name)
+    assert set(parts.layout.parts) == names and parts.layout.title and parts.layout.kind
+    assert parts.needs == parts.layout.needs and not set(parts.needs) & names
+    check_models(parts, name, manifest)
 
     back = to_published(parts.tensors, layout)
-    assert len(source) - len(back) == dropped and back.keys() <= source.keys()
-    assert all(back[key].shape == source[key].shape for key in back)
+    assert len(source) - (len(back) - UNSTORED.get(name, 0)) == dropped
+    assert len(back.keys() - source.keys()) == UNSTORED.get(name, 0)
+    assert all(back[key].shape == source[key].shape for key in back.keys() & source.keys())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_published_file_of_another_kind(name: str, manifest: Manifest) -> None:
+    """Each is called by its name, and the message says what to do."""
+    source = published(manifest, name)
+    found = recognise(source, name)
+    assert isinstance(found, Refusal) and found.kind == OTHERS[name]
+    with pytest.raises(ConversionError, match=f"{name}: this is .*: .{{20,}}"):
+        to_parts(source, name)
+
+
+def test_every_list_is_tested(root: Path) -> None:
+    """A published file whose keys are known here is in one of the tables above."""
+    shared = Path(os.environ.get("I2V_SHARED", root.parent / "shared"))
+    folders = [root / "tests" / "golden" / "data" / "manifests", shared / "manifests"]
+    names = {path.name.split(".")[0] for folder in folders if folder.is_dir() for path in folder.glob("*.json*")}
+    assert names <= FILES.keys() | OTHERS.keys() | NO_FILES and FILES.keys() | OTHERS.keys() <= names
 
 
 def test_our_parameter_counts_are_the_published_ones(manifest: Manifest) -> None:
@@ -139,6 +229,7 @@ PAIRS = {  # list of pairs -> (layout, part)
     "sd15_clip_l": ("clip-text-l", "text_encoder"),
     "sdxl_clip_l": ("clip-text-l", "text_encoder"),
     "sdxl_clip_g": ("openclip-text-bigg", "text_encoder_2"),
+    "controlnet_sd15": ("controlnet-sd15-ldm-bare", "controlnet"),
 }
 
 
@@ -229,8 +320,8 @@ def test_a_wrong_order_would_load(manifest: Manifest, monkeypatch: pytest.Monkey
 # --- mutations: a file that is not what it should be ---------------------------------------------------------------
 
 
-def loads(tensors: dict[str, Tensor], file: str, name: str) -> None:
-    check_models(to_parts(tensors, file), name)
+def loads(tensors: dict[str, Tensor], file: str, name: str, manifest: Manifest) -> None:
+    check_models(to_parts(tensors, file), name, manifest)
 
 
 # Where a running average is taken, the plain tensors' shapes do not matter: test_detect.py has that file.
@@ -245,17 +336,17 @@ def test_a_wrong_file_is_refused(name: str, manifest: Manifest) -> None:
         if key in signs:
             continue
         with pytest.raises(ConversionError) as caught:
-            loads({k: v for k, v in source.items() if k != key}, "file-y", name)
+            loads({k: v for k, v in source.items() if k != key}, "file-y", name, manifest)
         assert "file-y" in str(caught.value) or f"{name}: " in str(caught.value)
 
         longer = torch.empty((*source[key].shape, 2), device="meta")
         with pytest.raises(ConversionError) as caught:
-            loads(source | {key: longer}, "file-y", name)
+            loads(source | {key: longer}, "file-y", name, manifest)
         assert str(tuple(longer.shape)[-1]) in str(caught.value)
 
     stray = "model.diffusion_model.stray.weight" if "single_file" in name else "stray.weight"
     with pytest.raises(ConversionError, match="stray.weight"):
-        loads(source | {stray: torch.empty(1, device="meta")}, "file-y", name)
+        loads(source | {stray: torch.empty(1, device="meta")}, "file-y", name, manifest)
 
 
 @pytest.mark.parametrize(
