@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import zipfile
@@ -69,20 +68,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_headers_of_older_writers(tmp_path: Path) -> None:
-    """No padding, no metadata, the payload at an odd offset, integers between floats."""
-    header = {
-        "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
-        "b": {"dtype": "I64", "shape": [1], "data_offsets": [4, 12]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (1 - len(text) % 2)  # an odd length
-    path = tmp_path / "old.ckpt"  # the content decides, not the name
-    path.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<fq", 2.5, 7))
-    tensors, metadata = files.read(path)
-    assert tensors["a"].item() == 2.5 and tensors["b"].item() == 7 and metadata == {}
-
-
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize(
     "wrap, wrapper, ignored",
@@ -117,34 +102,14 @@ def test_a_prefix_of_some_keys_stays(tmp_path: Path) -> None:
     assert sorted(files.read(path)[0]) == ["b", "module.a"]
 
 
-def test_folders_and_shards(tmp_path: Path) -> None:
-    folder = tmp_path / "unet"
-    folder.mkdir()
-    with pytest.raises(FileNotFoundError, match="no weights"):
-        files.read(folder)
-    save_file({"a": torch.ones(1)}, folder / "diffusion_pytorch_model-00001-of-00002.safetensors")
-    save_file({"b": torch.ones(2)}, folder / "diffusion_pytorch_model-00002-of-00002.safetensors")
-    shards = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    index = folder / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}}))
-    assert sorted(files.read(folder)[0]) == ["a", "b"]
-    index.write_text(json.dumps({"weight_map": {"a": shards[1], "b": shards[0]}}))
-    assert same(files.read(folder)[0], {"a": torch.ones(1), "b": torch.ones(2)})  # each key is there once
-    index.write_text(json.dumps({"weight_map": {"a": shards[0], "c": shards[1]}}))
-    with pytest.raises(ConversionError, match="do not hold the keys"):
-        files.read(folder)
-    for leftover in (index, *(folder / name for name in shards)):
-        leftover.unlink()
-    save_file({"c": torch.ones(2)}, folder / "diffusion_pytorch_model.fp16.safetensors")
-    assert sorted(files.read(folder)[0]) == ["c"]
-
-
 @pytest.mark.parametrize(
     "content, says",
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n", "git-lfs pointer"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "web page"),
         (b"Entry not found", "server's error message"),
+        (b'{"error":"Invalid credentials in Authorization header"}', "server's error message"),
+        (b"\x1f\x8b\x08" + bytes(40), "unpack"),
         (b"GGUF" + bytes(40), "GGUF"),
         (b"", "0 bytes"),
         (b"\x01" * 8, "8 bytes"),
@@ -169,22 +134,11 @@ def test_damaged_files(tmp_path: Path) -> None:
     torch.save(TENSORS, path)
     path.write_bytes(path.read_bytes()[:-200])
     refused(path, "without a readable table")
-
-
-class Evil:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_code_in_a_pickle_is_not_run(tmp_path: Path, zipped: bool) -> None:
-    marker, path = tmp_path / "ran", tmp_path / "evil.pth"
-    torch.save({"state_dict": dict(TENSORS), "x": Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
-    refused(path, "can run code", "safetensors")
-    assert not marker.exists()
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for content in (whole[:-4], whole + b"more", whole[:300], whole[:20]):
+        path.write_bytes(content)
+        refused(path)
 
 
 def test_files_without_tensors(tmp_path: Path) -> None:
@@ -198,3 +152,93 @@ def test_files_without_tensors(tmp_path: Path) -> None:
     refused(path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         files.read(tmp_path / "nowhere.pth")
+
+
+def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
+    for name, zipped in (("zip.safetensors", True), ("old.safetensors", False)):
+        torch.save(TENSORS, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        assert same(files.read(tmp_path / name)[0], TENSORS)
+    files.write(tmp_path / "x y ü.ckpt", TENSORS)
+    assert same(files.read(str(tmp_path / "x y ü.ckpt"))[0], TENSORS)
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        files.read(tmp_path / "folder.safetensors")
+    (tmp_path / "link.ckpt").symlink_to("blobs/gone")
+    with pytest.raises(FileNotFoundError, match="a link to blobs/gone"):
+        files.read(tmp_path / "link.ckpt")
+
+
+# --- dtypes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
+def test_eight_bit_floats_become_float16_exactly(tmp_path: Path, dtype: torch.dtype, suffix: str) -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    path, tensors = tmp_path / f"x.{suffix}", {"w": every, "norm": torch.ones(2), "half": torch.ones(2).half()}
+    save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
+    found, metadata = files.read(path)
+    assert found["w"].dtype == torch.float16 and found["norm"].dtype == torch.float32
+    assert torch.equal(found["w"].float().nan_to_num(7e5), every.float().nan_to_num(7e5))
+    assert metadata["stored"] == str(dtype)[6:]
+
+
+@pytest.mark.parametrize("name", ["scaled_fp8", "blocks.0.attn.scale_weight", "blocks.0.weight_scale"])
+def test_scaled_eight_bit_floats_are_refused(tmp_path: Path, name: str) -> None:
+    save_file({"w": torch.ones(2, 2).to(torch.float8_e4m3fn), name: torch.ones(1)}, tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", name, "16- or 32-bit")
+
+
+def test_integers_as_weights_are_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2, 2, dtype=torch.int8)}, tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", "w is quantised to int8")
+
+
+def test_nested_parts_equal_flat_ones(tmp_path: Path) -> None:
+    """IP-Adapter: the .bin keeps the projection in float32 (plus), the .safetensors has all in float16."""
+    generator = torch.Generator().manual_seed(0)
+    projection, attention = (torch.randn(5, 5, generator=generator) for _ in range(2))
+    torch.save({"image_proj": {"p": projection}, "ip_adapter": {"1.k": attention.half()}}, tmp_path / "x.bin")
+    save_file({"image_proj.p": projection.half(), "ip_adapter.1.k": attention.half()}, tmp_path / "x.safetensors")
+    nested, flat = (files.cast(files.read(tmp_path / f"x.{s}")[0], torch.float16, s) for s in ("bin", "safetensors"))
+    assert same(nested, flat)
+
+
+def test_cast_names_what_overflows(tmp_path: Path) -> None:
+    tensors = {"good": torch.ones(2), "big": torch.tensor([1.0, 70_000.0]), "ids": torch.tensor([2**40])}
+    tensors |= {"inf": torch.tensor([torch.inf]), "num_updates": torch.tensor(840_000, dtype=torch.int32)}
+    with pytest.raises(ConversionError) as caught:
+        files.cast(tensors, torch.float16, "sd.ckpt")
+    assert "sd.ckpt: 1 tensors hold numbers above 65504" in str(caught.value) and ": big;" in str(caught.value)
+    cast = files.cast(tensors, torch.bfloat16, "sd.ckpt")
+    assert {str(t.dtype)[6:] for t in cast.values()} == {"bfloat16", "int64", "int32"}
+    assert files.cast(tensors, torch.float32, "x")["big"] is tensors["big"]
+
+
+# --- writing that fails ---------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the write fails in the middle."""
+    resource = pytest.importorskip("resource", reason="a limit on the size of files needs a Unix")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="nothing was written") as caught:
+            files.write(path, {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="nothing was written; choose a folder"):
+        files.write(tmp_path / "file" / "x.safetensors", TENSORS)
+    if os.geteuid():  # nothing is read-only for root
+        tmp_path.chmod(0o500)
+        with pytest.raises(PermissionError, match="nothing was written"):
+            files.write(tmp_path / "x.safetensors", TENSORS)
