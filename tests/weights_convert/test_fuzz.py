@@ -130,7 +130,7 @@ def spoil_header(data: bytes, rng: random.Random) -> bytes:
             )
         elif isinstance(entry[name], list) and entry[name] and rng.random() < 0.8:
             place = rng.randrange(len(entry[name]))
-            entry[name][place] = rng.choice([*NUMBERS, -1, -4, 1.5, "4", None, True, entry[name][place] + 4])
+            entry[name][place] = rng.choice([*NUMBERS, -1, -4, 48, 56, 1.5, "4", None, True])
         else:
             entry[name] = rng.choice([[], [0], [4, 4], [0, 48], [2**62, 4], [1] * 70, None, 5, "x"])
     text = json.dumps(header, ensure_ascii=rng.random() < 0.5).encode()
@@ -218,9 +218,9 @@ def spoil_table(data: bytes, rng: random.Random) -> bytes:
 def test_spoilt_files(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Either a ConversionError that names the file, or the tensors that the reference reader finds too.
 
-    Where torch's reader refuses and ours reads (a checksum or padding that carries nothing), an archive gives the
-    tensors of the unspoilt one, but for the bytes that were changed in them. The older stream and a changed pickle
-    with a fitting checksum have nothing to be held against then.
+    An archive with faults in its table or members gives the tensors of the unspoilt one, but for the bytes that were
+    changed in them (torch's own reader can give others). The older stream, and a changed pickle with a fitting checksum,
+    have nothing to be held against where the reference refuses them.
     """
     make, spoil, reference = KINDS[kind]
     marker, path = tmp_path / "ran", tmp_path / "spoilt.bin"
@@ -246,17 +246,18 @@ def test_spoilt_files(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[s
         read += 1
         for tensor in ours.values():
             tensor.clone()  # every byte can be read
+        if kind in ("zip bytes", "zip table"):
+            whole = tmp_path / "whole.bin"
+            whole.write_bytes(original)
+            if changed(ours, files.read(whole)[0]) <= differing_bytes(spoilt, original):
+                compared += 1
+                continue
         theirs = reference(path)
         if theirs is not None:
             compared += 1
             assert not differing(ours, theirs), f"file {count}: {differing(ours, theirs)}"
-        elif kind.startswith("safetensors"):
+        elif kind not in ("legacy", "zip pickle"):
             raise AssertionError(f"file {count} is read although the reference refuses it")
-        elif kind in ("zip bytes", "zip table"):
-            compared += 1
-            whole = tmp_path / "whole.bin"
-            whole.write_bytes(original)
-            assert changed(ours, files.read(whole)[0]) <= differing_bytes(spoilt, original), f"file {count}"
     with capsys.disabled():
         if SECONDS > 10:
             print(f"\n{kind}: {count} spoilt files, {count - read} refused, {compared} of {read} compared")
