@@ -219,7 +219,7 @@ def test_spoilt_files(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[s
     """Either a ConversionError that names the file, or the tensors that the reference reader finds too.
 
     An archive with faults in its table or members gives the tensors of the unspoilt one, but for the bytes that were
-    changed in them (torch's own reader can give others). The older stream, and a changed pickle with a fitting checksum,
+    changed in them (torch's own reader can give others). The older stream, and a changed pickle whose checksum fits,
     have nothing to be held against where the reference refuses them.
     """
     make, spoil, reference = KINDS[kind]
