@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,17 @@ class Networks:
     init: Path
 
     @classmethod
-    def build(cls, init: Path, parts: Sequence[str], seed: int) -> Networks:
-        """Parts found in `init` are loaded strictly; the others start from random weights drawn with `seed`."""
+    def build(cls, init: Path, parts: Sequence[str], seed: int, width: int | None = None) -> Networks:
+        """Parts found in `init` are loaded strictly; the others start from random weights drawn with `seed`.
+
+        width: channels of a UNet that starts at random, a multiple of 16; None: the miniature's 96.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls._build(init, parts)
+            return cls._build(init, parts, width)
 
     @classmethod
-    def _build(cls, init: Path, parts: Sequence[str]) -> Networks:
+    def _build(cls, init: Path, parts: Sequence[str], width: int | None) -> Networks:
         def stored(name: str) -> load.PartFile | None:
             path = init / f"{name}.safetensors"
             return load.header(path) if path.is_file() else None
@@ -79,11 +82,20 @@ class Networks:
             max_length=tokenizer.length,
             eos_token_id=tokenizer.eos_id,
         )
-        configs: dict[str, Any] = {"unet": TINY_UNET, "motion": TINY_MOTION, "text_encoder": text_config}
+        unet_config, motion_config = TINY_UNET, TINY_MOTION
+        if width is not None:  # heads as wide as the miniature's
+            heads = width // 16
+            unet_config = replace(unet_config, channels=(width, width), heads=(heads, heads))
+            motion_config = replace(motion_config, heads=heads)
+        unet_config, motion_config = (
+            file.config if (file := stored(name)) is not None else config
+            for name, config in (("unet", unet_config), ("motion", motion_config))
+        )
+        configs: dict[str, Any] = {"unet": unet_config, "motion": motion_config, "text_encoder": text_config}
         text_encoder = CLIPTextModel(text_config)
         for table in (m for m in text_encoder.modules() if isinstance(m, nn.Embedding)):
             nn.init.normal_(table.weight, std=0.1)  # PyTorch's own, 1, would drown what the layers add
-        unet = UNet(TINY_UNET)
+        unet = UNet(unet_config)
         base_keys = set(unet.state_dict())
         bases: dict[str, nn.Module] = {"text_encoder": text_encoder, "unet": unet}
         for name, base in bases.items():
@@ -92,7 +104,7 @@ class Networks:
         added: dict[str, Mapping[str, nn.Module]] = {}
         image_encoder, image_proj = None, None
         if "motion" in parts:
-            added["motion"] = add_motion_modules(unet, TINY_MOTION)
+            added["motion"] = add_motion_modules(unet, motion_config)
         if "ip_adapter" in parts:
             encoder_file = load.header(init / "image_encoder.safetensors")
             image_encoder = CLIPVisionModel(encoder_file.config)
