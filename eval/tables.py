@@ -161,7 +161,7 @@ def confusion_table(name: str, title: str, asked: Sequence[str], measured: Seque
     for i, (label, counts) in enumerate(zip(classes, confusion(asked, measured, classes), strict=True)):
         right = f"{counts[i]} of {sum(counts)}" if sum(counts) else NONE
         rows.append([shown(label), *(str(c) if c else "" for c in counts), right])
-    return Table(name, title, ["asked, measured:", *map(shown, classes), "right"], rows, counts=True)
+    return Table(name, title, ["asked, measured:", *map(shown, classes), "as asked"], rows, counts=True)
 
 
 def write_docs(file: Path, tables: Sequence[Table]) -> list[str]:

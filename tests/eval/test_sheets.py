@@ -23,7 +23,10 @@ def test_rows_columns_and_colours(tmp_path: Path) -> None:
     write_sheet(tmp_path / "new" / "sheet.png", clips, ["one", "two"], columns=3, side=32)
     written = cv2.imread(str(tmp_path / "new" / "sheet.png"))
     assert written is not None and np.array_equal(written[..., ::-1], sheet)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["sheet.png"]
+    write_sheet(tmp_path / "new" / "sheet.webp", clips, ["one", "two"], colours=[(0, 0, 0), (200, 0, 0)])
+    small = cv2.imread(str(tmp_path / "new" / "sheet.webp"))
+    assert small is not None and small.shape == (2 * (BAND + 130), 8 * 130, 3)
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["sheet.png", "sheet.webp"]
 
 
 def test_captions_must_match() -> None:
