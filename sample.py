@@ -100,6 +100,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     pipe = load.build(plan, cfg.device, cfg.dtype, progress=True)
     pipe.decode_chunk, pipe.guidance_in_turn = cfg.decode_chunk, cfg.guidance_in_turn
+    for facts in pipe.weights.values():
+        if "layers" in facts:
+            print(f"LoRA {facts['file']}: {facts['layers']} layers changed, scale {facts['scale']:g}")
     print(f"{cfg.image} -> {full.num_frames} frames of {full.width}x{full.height}, seed {full.seed}, "
           f"{plan.preset.name} on {pipe.device.type}")  # fmt: skip
     result = pipe.run(cfg.image, request, progress=True)

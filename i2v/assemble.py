@@ -7,24 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from i2v import presets
 from i2v.config import ConfigError, flag
 from i2v.diffusion.schedule import Schedule
-from i2v.models.clip_text import CLIPTextModel
-from i2v.models.clip_vision import CLIPVisionModel
-from i2v.models.i2v_adapter import add_i2v_adapter
-from i2v.models.ip_adapter import add_ip_adapter, image_projection
-from i2v.models.motion import add_motion_modules
+from i2v.lora import check as check_lora
 from i2v.models.tokenizer import Tokenizer
-from i2v.models.unet import UNet
-from i2v.models.vae import VAE
+from i2v.networks import networks
 from i2v.parts import CONFIGS
 from i2v.presets import Preset
 from i2v.prompt import SECOND_PAD
-from i2v.sources import ATTENTION, Library, Source, flag_of, listed, open_source, own_source, with_scale
+from i2v.sources import Library, Source, flag_of, listed, open_source, own_source, with_scale
 from weights_convert.rules import ConversionError, check_shapes
 
 TEXT_FILES = ("vocab.json", "merges.txt")
@@ -61,24 +55,6 @@ class Part:
     config: Any
     source: Source
     given: str  # the flag that gave it, "" for the preset's own
-
-
-@dataclass
-class Networks:
-    """All networks of a model. `slots`: part -> prefix of its keys -> the module that they belong to."""
-
-    unet: UNet
-    base_keys: set[str]  # of the UNet, without what was added to it
-    slots: dict[str, dict[str, Any]]
-
-    def shapes(self, part: str) -> dict[str, Tensor]:
-        """The part's keys, as its file has to name them."""
-        found = {start + key: v for start, m in self.slots[part].items() for key, v in m.state_dict().items()}
-        return {key: v for key, v in found.items() if part != "unet" or key in self.base_keys}
-
-    def added(self, part: str) -> dict[str, Any]:
-        """The modules of an adapter by their path in the UNet."""
-        return {start.removeprefix(ATTENTION).rstrip("."): module for start, module in self.slots[part].items()}
 
 
 @dataclass
@@ -165,12 +141,7 @@ def plan(files: ModelFiles) -> Plan:
     for name, source in made.sources:
         _take(made, name, source)
     _tokenizer(made)
-    for name in ("lora", "motion_lora"):
-        for text in getattr(files, name):
-            path, scale = with_scale(text)
-            if not path.exists():
-                made.problems.append(f"{flag_of(name)} {path}: there is no such file")
-            made.loras.append((name, path, scale))
+    made.loras = [(name, *with_scale(text)) for name in ("lora", "motion_lora") for text in getattr(files, name)]
     _compare(made)
     return made
 
@@ -248,7 +219,7 @@ def _compare(made: Plan) -> None:
     if unet is not None and preset.networks is not None and unet.config != preset.networks.unet:
         others = [p.name for p in presets.PRESETS.values() if p.networks and p.networks.unet == unet.config]
         hint = f"; use --preset {others[0]}" if others else ""
-        made.problems.append(f"{unet.source} is not {preset.networks.family}{hint}")
+        made.problems.append(f"{unet.source} is not {preset.networks.title}{hint}")
         return
     two = preset.networks.unet.pooled_dim if preset.networks else unet is not None and unet.config.pooled_dim
     wanted = ["image_projection", *(name for name in CONFIGS if two or name != "text_encoder_2")]
@@ -264,14 +235,24 @@ def _compare(made: Plan) -> None:
         made.missing += lacking
     if made.missing:
         return
-    made.problems += _misfits(parts)
-    built = networks(parts)
+    for source in {id(part.source): part.source for part in parts.values()}.values():
+        if preset.networks and source.fits and preset.networks.family not in source.fits:
+            made.problems.append(f"{source} goes with {listed(source.fits)}, --preset {preset.name} is "
+                                 f"{preset.networks.family}: take one made for {preset.networks.title}")  # fmt: skip
+    made.problems += () if made.problems else _misfits(parts)
+    if made.problems:
+        return
+    built = networks({name: part.config for name, part in parts.items()})
     for name, part in parts.items():
         try:
             check_shapes(built.shapes(name), part.tensors, str(part.source))
         except ConversionError as error:
-            family = f"; take one made for {preset.networks.family}" if preset.networks and name != "unet" else ""
-            made.problems.append(" ".join(str(error).split()) + family)
+            made.problems.append(" ".join(str(error).split("\n")[:3]))  # the first two tensors tell enough
+    for name, path, _ in made.loras:
+        try:
+            check_lora(built.changed_by(name), path)
+        except (ValueError, OSError) as error:
+            made.problems.append(f"{flag_of(name)} {error}")
 
 
 def _misfits(parts: Mapping[str, Part]) -> Iterable[str]:
@@ -282,6 +263,9 @@ def _misfits(parts: Mapping[str, Part]) -> Iterable[str]:
     if seen != projection.config.image_dim:
         yield (f"{projection.source} reads image features of width {projection.config.image_dim}, "
                f"{image.source} gives {seen}: another --image-encoder belongs to it")  # fmt: skip
+    if projection.config.context_dim != parts["unet"].config.context_dim:
+        yield (f"{projection.source} makes image tokens of width {projection.config.context_dim}, "
+               f"{parts['unet'].source} reads {parts['unet'].config.context_dim}")  # fmt: skip
     texts = [parts[name] for name in ("text_encoder", "text_encoder_2") if name in parts]
     unet = parts["unet"]
     width = sum(text.config.hidden_size for text in texts)
@@ -290,24 +274,3 @@ def _misfits(parts: Mapping[str, Part]) -> Iterable[str]:
     if parts["vae"].config.latent_channels != unet.config.latent_channels:
         yield (f"{parts['vae'].source} has {parts['vae'].config.latent_channels} latent channels, "
                f"{unet.source} {unet.config.latent_channels}")  # fmt: skip
-
-
-def networks(parts: Mapping[str, Part]) -> Networks:
-    """The networks of the parts' configs, on the meta device: no memory, no weights."""
-    config = {name: part.config for name, part in parts.items()}
-    with torch.device("meta"):
-        unet = UNet(config["unet"])
-        base = set(unet.state_dict())
-        slots: dict[str, dict[str, nn.Module]] = {
-            "unet": {"": unet},
-            "vae": {"": VAE(config["vae"])},
-            "image_encoder": {"": CLIPVisionModel(config["image_encoder"])},
-            "image_projection": {"": image_projection(config["image_projection"])},
-            "motion": {f"{path}.": m for path, m in add_motion_modules(unet, config["motion"]).items()},
-            "i2v_adapter": {f"{path}.": m for path, m in add_i2v_adapter(unet).items()},
-            "ip_adapter": {f"{ATTENTION}{path}.": m for path, m in add_ip_adapter(unet).items()},
-        }
-        for name in ("text_encoder", "text_encoder_2"):
-            if name in config:
-                slots[name] = {"": CLIPTextModel(config[name])}
-    return Networks(unet, base, slots)

@@ -11,10 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from i2v import assemble, config
-from i2v.assemble import TEXT_FILES, ModelFiles, Networks, Part, Plan
+from i2v.assemble import TEXT_FILES, ModelFiles, Part, Plan
 from i2v.config import ConfigError
 from i2v.device import pick_device, pick_dtype
-from i2v.parts import CONFIGS, PartFile, open_part, save_part
+from i2v.lora import merge
+from i2v.networks import Networks, networks
+from i2v.parts import CONFIGS, PartFile, open_part, save_part, sha256
 from i2v.pipeline import I2VPipeline
 from i2v.prompt import OneEncoder, TwoEncoders
 from i2v.sources import ATTENTION, PROJECTION, schedule_of
@@ -78,7 +80,7 @@ def build(
     plan.refuse()
     place = pick_device(device)
     number = pick_dtype(dtype, place)
-    built = assemble.networks(plan.parts)
+    built = networks({name: part.config for name, part in plan.parts.items()})
     with tqdm(total=2 * len(plan.parts), desc="loading", unit="part", delay=1, disable=not progress) as bar:
         for name, part in plan.parts.items():
             _fill(built, name, part, place, _dtype_of(name, part, number))
@@ -87,6 +89,10 @@ def build(
         for name, part in plan.parts.items():
             weights[name] = {"file": part.source.path.name, "sha256": part.source.sha256}
             bar.update()
+    for number_of, (name, path, scale) in enumerate(plan.loras, 1):
+        merged = merge(built.changed_by(name), path, scale, plan.files.lora_ignore_alpha)
+        facts = {"file": path.name, "sha256": sha256(path), "scale": scale, "layers": sum(merged.count.values())}
+        weights[f"{name} {number_of}"] = facts
     encoders = [built.slots[name][""] for name in ("text_encoder", "text_encoder_2") if name in built.slots]
     tokenizers = plan.tokenizers()
     text = TwoEncoders(encoders, tokenizers) if len(encoders) > 1 else OneEncoder(encoders[0], tokenizers[0])

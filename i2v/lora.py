@@ -15,7 +15,7 @@ from torch import nn
 
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.lora import Merged, merge_lora, unfit
-from i2v.models.unet import UNet
+from i2v.models.unet import SD15, UNet
 from weights_convert.layouts.lora import BASES, Base
 from weights_convert.lora import LoRAFile, read_lora
 from weights_convert.rules import ConversionError
@@ -85,12 +85,10 @@ def check(modules: Mapping[str, nn.Module], path: str | Path) -> LoRAFile:
 
 
 def base_of(modules: Mapping[str, nn.Module]) -> Base | None:
-    """What published names mean in this model; None without a UNet, where the known bases decide."""
+    """What published names mean in this model; None for text encoders of a known width, where the file decides."""
+    texts = tuple(m.cfg.hidden_size for part in TEXT_PARTS if isinstance(m := modules.get(part), CLIPTextModel))
     unet = next((m for part in ("unet", "motion") if isinstance(m := modules.get(part), UNet)), None)
     if unet is None:
-        return None
+        return None if any(texts == base.text[: len(texts)] for base in BASES) else Base("this model", SD15, texts)
     known = next((base for base in BASES if base.unet == unet.cfg), None)
-    if known is not None:
-        return known
-    texts = [m.cfg.hidden_size for part in TEXT_PARTS if isinstance(m := modules.get(part), CLIPTextModel)]
-    return Base("this model", unet.cfg, tuple(texts))
+    return known or Base("this model", unet.cfg, texts)

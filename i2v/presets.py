@@ -20,7 +20,8 @@ AUTHORS = "https://github.com/KwaiVGI/I2V-Adapter"
 class Networks:
     """What published files leave open, since they are bare tensors: the base that a preset is for."""
 
-    family: str  # for messages
+    family: str  # as weights_convert calls it
+    title: str  # as people do
     unet: UNetConfig
     vae: VAEConfig  # an autoencoder's file does not say which base it is of
     schedule: Schedule  # of the motion modules made for this base
@@ -87,12 +88,12 @@ PRESETS = {
             side=512,
             multiple=64,
             any_aspect=True,
-            networks=Networks("Stable Diffusion 1.5", SD15, SD_VAE, ANIMATEDIFF_SD15),
+            networks=Networks("sd15", "Stable Diffusion 1.5", SD15, SD_VAE, ANIMATEDIFF_SD15),
             needs=(
                 Wanted(
                     "base",
                     "v1-5-pruned-emaonly.safetensors",
-                    ("sd15-single-file",),
+                    ("sd15-single-file", "sd15-diffusers-folder"),
                     ("vae", "text_encoder"),
                     "Stable Diffusion 1.5: VAE and text encoder",
                     f"{HUB}/stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -140,12 +141,12 @@ PRESETS = {
             side=1024,
             multiple=64,
             any_aspect=True,
-            networks=Networks("SDXL", SDXL, SDXL_VAE, ANIMATEDIFF_SDXL),
+            networks=Networks("sdxl", "SDXL", SDXL, SDXL_VAE, ANIMATEDIFF_SDXL),
             needs=(
                 Wanted(
                     "base",
                     "sd_xl_base_1.0.safetensors",
-                    ("sdxl-single-file",),
+                    ("sdxl-single-file", "sdxl-diffusers-folder"),
                     ("unet", "vae", "text_encoder", "text_encoder_2"),
                     "SDXL: UNet, VAE and both text encoders",
                     f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0",
@@ -156,7 +157,7 @@ PRESETS = {
                 Wanted(
                     "motion",
                     "mm_sdxl_v10_beta.ckpt",
-                    ("animatediff-sdxl",),
+                    ("animatediff-sdxl", "motion-adapter-sdxl"),
                     ("motion",),
                     "AnimateDiff's motion modules",
                     f"{HUB}/guoyww/animatediff",

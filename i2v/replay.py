@@ -39,9 +39,12 @@ class Recipe:
         if was["picture"].get("sha256") != now["picture"]["sha256"]:
             lines.append("the picture's pixels are others")
         for name in sorted(was["weights"].keys() | now["weights"].keys()):
-            old, new = (made["weights"].get(name, {}).get("sha256", "absent") for made in (was, now))
+            then, here = (made["weights"].get(name, {}) for made in (was, now))
+            old, new = (facts.get("sha256", "absent") for facts in (then, here))
             if old != new:
                 lines.append(f"the weights of {name} are others: sha256 {old[:12]} then, {new[:12]} now")
+            elif then.get("scale") != here.get("scale"):
+                lines.append(f"the scale of {name} was {then.get('scale')}, is {here.get('scale')}")
         for name in sorted(was["request"].keys() | now["request"].keys()):
             if was["request"].get(name) != now["request"].get(name):
                 lines.append(f"{name} was {was['request'].get(name)!r}, is {now['request'].get(name)!r}")

@@ -32,6 +32,7 @@ class Source:
     layout: str  # of weights_convert, or OWN
     parts: Mapping[str, Mapping[str, Tensor]]
     configs: Mapping[str, Any]
+    fits: tuple[str, ...] = ()  # the bases that the layout says it goes with; our own files leave it to the shapes
     schedule: Schedule | None = None  # our own motion modules know theirs
 
     @cached_property
@@ -50,7 +51,7 @@ def open_source(path: Path) -> Source:
     if is_part(path):
         return own_source(path)
     read = read_parts(path)
-    return Source(path, read.layout.name, *_split(read.tensors, read.layout.configs))
+    return Source(path, read.layout.name, *_split(read.tensors, read.layout.configs), read.layout.fits)
 
 
 def own_source(path: Path) -> Source:
@@ -60,7 +61,7 @@ def own_source(path: Path) -> Source:
         raise ConfigError(f"{path}: no part is called {name}; parts are {', '.join(CONFIGS)}")
     file = open_part(path, CONFIGS[name])
     schedule = schedule_of(file) if name == "motion" else None
-    return Source(path, OWN, *_split({name: file.tensors()}, {name: file.config}), schedule)
+    return Source(path, OWN, *_split({name: file.tensors()}, {name: file.config}), schedule=schedule)
 
 
 def schedule_of(motion: PartFile) -> Schedule:

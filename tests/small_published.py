@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from i2v import presets, sources
-from i2v.assemble import Part, networks
 from i2v.diffusion.schedule import ANIMATEDIFF_SD15, ANIMATEDIFF_SDXL
 from i2v.models.clip_text import CLIPTextConfig
 from i2v.models.clip_vision import CLIPVisionConfig
@@ -23,6 +22,7 @@ from i2v.models.ip_adapter import IPAdapterConfig
 from i2v.models.motion import MOTION_SDXL, MOTION_V1, MOTION_V2, MotionConfig
 from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAEConfig
+from i2v.networks import networks
 from i2v.presets import Networks
 from weights_convert import files
 from weights_convert.detect import Parts, named, split_parts
@@ -147,7 +147,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parts_of(small: Small, seed: int = 0) -> dict[str, dict[str, Tensor]]:
     """Random tensors for every part, on the grid of float16."""
-    built = networks({name: Part({}, config, None, "") for name, config in small.configs().items()})  # type: ignore
+    built = networks(small.configs())
     generator = torch.Generator().manual_seed(seed)
     out = {}
     for name, modules in built.slots.items():

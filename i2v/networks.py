@@ -1,0 +1,64 @@
+"""All networks of a model, built from the configs of its parts, and which part's tensors belong where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from i2v.models.clip_text import CLIPTextModel
+from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.ip_adapter import add_ip_adapter, image_projection
+from i2v.models.motion import add_motion_modules
+from i2v.models.unet import UNet
+from i2v.models.vae import VAE
+from i2v.sources import ATTENTION
+
+
+@dataclass
+class Networks:
+    """All networks of a model. `slots`: part -> prefix of its keys -> the module that they belong to."""
+
+    unet: UNet
+    base_keys: set[str]  # of the UNet, without what was added to it
+    slots: dict[str, dict[str, Any]]
+
+    def shapes(self, part: str) -> dict[str, Tensor]:
+        """The part's keys, as its file has to name them."""
+        found = {start + key: v for start, m in self.slots[part].items() for key, v in m.state_dict().items()}
+        return {key: v for key, v in found.items() if part != "unet" or key in self.base_keys}
+
+    def added(self, part: str) -> dict[str, Any]:
+        """The modules of an adapter by their path in the UNet."""
+        return {start.removeprefix(ATTENTION).rstrip("."): module for start, module in self.slots[part].items()}
+
+    def changed_by(self, name: str) -> dict[str, nn.Module]:
+        """What the LoRA of a flag may change, as `i2v.lora.merge` takes it."""
+        if name == "motion_lora":
+            return {"motion": self.unet}
+        texts = [part for part in ("text_encoder", "text_encoder_2") if part in self.slots]
+        return {"unet": self.unet} | {part: self.slots[part][""] for part in texts}
+
+
+def networks(config: Mapping[str, Any]) -> Networks:
+    """The networks of the parts' configs, by part, on the meta device: no memory, no weights."""
+    with torch.device("meta"):
+        unet = UNet(config["unet"])
+        base = set(unet.state_dict())
+        slots: dict[str, dict[str, nn.Module]] = {
+            "unet": {"": unet},
+            "vae": {"": VAE(config["vae"])},
+            "image_encoder": {"": CLIPVisionModel(config["image_encoder"])},
+            "image_projection": {"": image_projection(config["image_projection"])},
+            "motion": {f"{path}.": m for path, m in add_motion_modules(unet, config["motion"]).items()},
+            "i2v_adapter": {f"{path}.": m for path, m in add_i2v_adapter(unet).items()},
+            "ip_adapter": {f"{ATTENTION}{path}.": m for path, m in add_ip_adapter(unet).items()},
+        }
+        for name in ("text_encoder", "text_encoder_2"):
+            if name in config:
+                slots[name] = {"": CLIPTextModel(config[name])}
+    return Networks(unet, base, slots)
