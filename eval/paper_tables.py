@@ -41,7 +41,7 @@ PAPER_FLOW = {
     (1.0, 0.9): 0.9895, (1.0, 0.7): 0.9064, (1.0, 0.5): 0.8046, (1.0, 0.3): 0.7477, (1.0, 0.1): 0.6918,
 }  # fmt: skip
 T0S, PS, P_AT = (1.0, 0.9, 0.8, 0.7, 0.6), (1.0, 0.9, 0.7, 0.5, 0.3, 0.1), (1.0, 0.8)
-# (t0, steps of the full schedule): each lowered t0 beside a full schedule of as many steps as are run
+# (t0, steps of the full schedule): each lowered t0 is followed by a full schedule of as many steps as it runs
 FEWER_STEPS = ((1.0, 25), (0.8, 25), (1.0, 20), (0.6, 25), (1.0, 15), (0.8, 10), (1.0, 8))
 
 
@@ -156,11 +156,19 @@ def steps_report(e: Evaluation) -> list[Section]:
     columns = ("motion_right", "similarity_psnr", "object_psnr", "identity", "flicker", "truth_psnr", "displacement")
     run = [[str(steps_run(e, t0, steps))] for t0, steps in FEWER_STEPS]
     first, *others = named
-    return [Section("Fewer steps through t0", "Same pictures, captions and noise; p is the preset's.", [
-        beside(summary_table("steps", "Steps saved by t0", named, columns), ["steps run"], run),
-        beside(difference_table("steps-paired", f"Minus {first}, pair by pair", {n: named[n] for n in others},
-                                named[first], columns), ["steps run"], run[1:]),
-    ])]  # fmt: skip
+    absolute = summary_table("steps", "Steps saved by t0", named, columns)
+    paired = difference_table("steps-paired", f"Minus {first}, pair by pair", {n: named[n] for n in others},
+                              named[first], columns)  # fmt: skip
+    lines: list[list[str]] = []
+    for low in (at for at in FEWER_STEPS if at[0] < 1):
+        short = (1.0, steps_run(e, *low))
+        label = f"t0 {low[0]:g}, schedule of {low[1]} - t0 1, schedule of {short[1]}"
+        one = difference_table("steps-equal", "A lowered t0 minus a full schedule of as many steps, pair by pair",
+                               {label: rows[low]}, rows[short], columns)  # fmt: skip
+        lines += one.rows
+    equal = replace(one, rows=lines)
+    return [Section("Fewer steps through t0", "Same pictures, captions and noise; p is the preset's.",
+                    [beside(absolute, ["steps run"], run), beside(paired, ["steps run"], run[1:]), equal])]  # fmt: skip
 
 
 def steps_run(e: Evaluation, t0: float, steps: int) -> int:

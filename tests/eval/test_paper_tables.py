@@ -13,6 +13,7 @@ import pytest
 from eval.answers import Answer, Job, Variant, write_clip
 from eval.experiments import Evaluation, judged, main_needs, main_report
 from eval.held_out import SCENES, Question, held_out_set
+from eval.miniature import EXPERIMENTS
 from eval.page import Section
 from eval.paper_tables import (
     FEWER_STEPS,
@@ -121,7 +122,21 @@ def test_table_2_signs(pipe: I2VPipeline, tmp_path: Path) -> None:
 
 
 def test_fewer_steps_are_counted(pipe: I2VPipeline, tmp_path: Path) -> None:
-    e = evaluation(pipe, tmp_path, lambda q, v: {"motion": q.motion}, steps_needs)
+    def measure(q: Question, v: Variant) -> dict[str, Any]:
+        return {"motion": q.motion, "similarity_psnr": 20.0 + v.steps + (v.t0 or 0)}
+
+    e = evaluation(pipe, tmp_path, measure, steps_needs)
     assert len({q.scene for q in e.half}) == 2
-    run = column(table(steps_report(e), "steps"), "steps run")
+    sections = steps_report(e)
+    run = column(table(sections, "steps"), "steps run")
     assert list(run.values()) == ["25", "20", "20", "15", "15", "8", "8"] and len(run) == len(FEWER_STEPS)
+    equal = column(table(sections, "steps-equal"), "similarity to frame 0 (dB)")
+    assert [v.split()[0] for v in equal.values()] == ["+4.8", "+9.6", "+1.8"]
+
+
+def test_the_docs_have_a_place_for_every_table(pipe: I2VPipeline, tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "miniature.md").read_text(encoding="utf-8")
+    for needs, report in EXPERIMENTS.values():
+        e = evaluation(pipe, tmp_path, lambda q, v: {"motion": q.motion, "camera": q.camera}, needs, LEVEL_2)
+        for made in (t for section in report(e) for t in section.tables):
+            assert f"<!-- table: {made.name} -->" in docs, f"docs/miniature.md has no place for {made.name}"
