@@ -39,9 +39,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     `path` is a safetensors file, a torch file (.ckpt, .pth, .bin, .pt, TorchScript archives too) or a folder of a
     diffusers or transformers model's part, which may be in shards, or their index. The kind is told from the content,
-    not from the name. Tensors are mapped, read from disk when used; those of torch's older files and those that lie at
-    odd places are read now. Wrappers are taken off, and nothing outside of the weights (optimiser states) is read; the
-    metadata of a torch file says what ("wrapper", "ignored"). 8-bit floats become float16, which holds them exactly.
+    not from the name. Tensors are mapped, read from disk when used. Wrappers are taken off, and nothing outside of the
+    weights (optimiser states) is read; the metadata of a torch file says what ("wrapper", "ignored"). 8-bit floats
+    become float16, which holds them exactly.
 
     Raises FileNotFoundError, or ConversionError for a file that is something else, is damaged, or holds code.
     """
