@@ -128,8 +128,9 @@ def _aliases(base: Base) -> Iterator[tuple[str, tuple[str, str]]]:
                 for name in (path, f"{stem}.{OLD_TEXT.get(last, last)}"):
                     yield f"{part}.{name}", (part, path)
                     yield f"{part}.{name.removeprefix('text_model.')}", (part, path)
-                    if len(base.text) == 1:
+                    if len(base.text) == 1:  # of two, a name without its part cannot tell which
                         yield name, (part, path)
+                        yield name.removeprefix("text_model."), (part, path)
 
 
 @lru_cache(maxsize=8)
@@ -158,10 +159,10 @@ def kohya_prefixes(base: Base) -> dict[str, str]:
 
 
 def width(part: str, path: str, base: Base) -> tuple[int, int] | None:
-    """(out, in) of a layer's weight as far as the path tells: all of the text encoders, the UNet's attentions."""
+    """(out, in) of a layer's weight as far as the path tells, for attentions; None for other layers."""
     if part in base.text_parts:
         own = base.text_parts[part]
-        return (4 * own, own) if path.endswith("fc1") else (own, 4 * own) if path.endswith("fc2") else (own, own)
+        return (own, own) if "self_attn" in path else None
     attentions = r"(attn1|attn2|attention_blocks\.\d)"
     found = re.fullmatch(rf"(?:(down|up)_blocks\.(\d+)|mid_block)\..+\.{attentions}\.(to_\w+)(\.0)?", path)
     if found is None:
