@@ -197,7 +197,10 @@ def _take(made: Plan, name: str, source: Source) -> None:
             continue
         config = source.configs.get(part)
         networks = made.preset.networks
-        if part == "vae" and config is None and networks:
+        if part == "vae" and config is None:
+            if networks is None:
+                made.problems.append(f"{source} says nothing of its config, which the parts of {made.preset.name} do")
+                continue
             config = networks.vae
         if part == "text_encoder" and networks and 0 < networks.unet.pooled_dim == getattr(config, "projection_dim", 0):
             part = "text_encoder_2"  # its file alone does not say that it is SDXL's second one
@@ -235,11 +238,13 @@ def _compare(made: Plan) -> None:
         made.missing += lacking
     if made.missing:
         return
+    if made.problems:
+        return
     for source in {id(part.source): part.source for part in parts.values()}.values():
         if preset.networks and source.fits and preset.networks.family not in source.fits:
             made.problems.append(f"{source} goes with {listed(source.fits)}, --preset {preset.name} is "
                                  f"{preset.networks.family}: take one made for {preset.networks.title}")  # fmt: skip
-    made.problems += () if made.problems else _misfits(parts)
+    made.problems += _misfits(parts)
     if made.problems:
         return
     built = networks({name: part.config for name, part in parts.items()})
