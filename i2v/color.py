@@ -41,11 +41,6 @@ def match_histogram(values: NDArray[Any], reference: NDArray[Any]) -> NDArray[np
     return np.interp(quantiles, reference_quantiles, levels)[where].reshape(values.shape)
 
 
-def gif_frames_uint8(video: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(F, H, W, 3) float32 in [0, 1] -> uint8 as the release saves its GIF: cut down to the level below."""
-    return _cut_to_uint8(video)
-
-
 def exact_first_frame(
     frames: NDArray[np.uint8], picture: NDArray[np.uint8], fade: int = FADE_FRAMES
 ) -> NDArray[np.uint8]:

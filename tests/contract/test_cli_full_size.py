@@ -1,0 +1,67 @@
+"""`--check` on the published files at full size: their key lists over sparse files, told and compared, nothing read."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sample
+from weights_convert.files import DTYPES
+
+Manifest = Callable[[str], dict[str, Any]]
+NAMES = {str(kind).removeprefix("torch."): name for kind, name in DTYPES.items()}
+FILES = {  # names that say nothing: the content tells
+    "a.ckpt": "sd15_single_file_emaonly",
+    "b.bin": "animatediff_v15_v1_ipplus",
+    "c.pth": "i2v_module",
+    "d.safetensors": "ip_adapter_plus_sd15",
+    "e/f.safetensors": "clip_vision_vit_h14_hf",
+}
+
+
+def sparse(path: Path, tensors: Mapping[str, Mapping[str, Any]]) -> None:
+    """A safetensors file of the listed tensors that takes no room on the disk; every number in it is zero."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header, end = {}, 0
+    for key, entry in tensors.items():
+        size = int(NAMES[entry["dtype"]][1:]) // 8
+        for number in entry["shape"]:
+            size *= number
+        header[key] = {"dtype": NAMES[entry["dtype"]], "shape": entry["shape"], "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.fixture
+def folder(manifest: Manifest, tmp_path: Path) -> Path:
+    for name, published in FILES.items():
+        tensors = manifest(published)["tensors"]
+        sparse(tmp_path / name, {k: v for k, v in tensors.items() if "pos_encoder" not in k})  # they are not zero
+    return tmp_path
+
+
+def test_the_authors_release(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample.main(["--preset", "i2v-sd15", "--models", str(folder), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "complete, every shape fits" in out
+    counts = {"unet": 859_520_964, "vae": 83_653_863, "i2v_adapter": 24_793_280, "image_encoder": 632_076_800}
+    for part, count in counts.items():
+        assert [line for line in out.splitlines() if line.split()[:1] == [part] and f"{count:,}" in line], part
+
+
+def test_motion_modules_of_another_base_are_refused(
+    folder: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = manifest("mm_sdxl_v10_beta")["tensors"]
+    sparse(folder / "mm.ckpt", {k: v for k, v in tensors.items() if "pos_encoder" not in k})
+    argv = ["--preset", "i2v-sd15", "--models", str(folder), "--motion", str(folder / "mm.ckpt"), "--check"]
+    assert sample.main(argv) == 2
+    assert "mm.ckpt (animatediff-sdxl) goes with sdxl" in capsys.readouterr().out
