@@ -33,35 +33,27 @@ PIECE = 1 << 20
 
 
 def make(path: Path, name: str, dtype: torch.dtype | None, sparse: bool) -> None:
-    """The published key list as a safetensors file; floats as `dtype` if one is given."""
+    """The published key list in the order of its keys, behind a header without padding; floats as `dtype` if given."""
     packed = ROOT / "tests/golden/data/manifests" / f"{KEYS[name]}.json.gz"
     entries = json.loads(gzip.decompress(packed.read_bytes()))["tensors"]
-    tensors: dict[str, torch.Tensor] = {}
-    for key, entry in entries.items():
-        stored = getattr(torch, entry["dtype"])
-        kind = dtype if dtype is not None and stored.is_floating_point else stored
-        tensors[key] = torch.empty(entry["shape"], dtype=kind, device="meta")
-    if sparse:
-        header: dict[str, Any] = {}
-        end = 0
-        for key in sorted(tensors):
-            size = tensors[key].numel() * tensors[key].element_size()
-            kind_name = safetensors_file.DTYPES[tensors[key].dtype]
-            header[key] = {"dtype": kind_name, "shape": entries[key]["shape"], "data_offsets": [end, end + size]}
-            end += size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + end)
-        return
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    kinds: dict[str, torch.dtype] = {}
+    end = 0
+    for key in sorted(entries):
+        shape, stored = entries[key]["shape"], getattr(torch, entries[key]["dtype"])
+        kinds[key] = dtype if dtype is not None and stored.is_floating_point else stored
+        size = torch.Size(shape).numel() * kinds[key].itemsize
+        names = {"dtype": safetensors_file.DTYPES[kinds[key]], "shape": shape}
+        header[key] = {**names, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
     generator = torch.Generator().manual_seed(0)
-
-    def filled(key: str, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_floating_point():
-            return torch.rand(tensor.shape, generator=generator).sub_(0.5).to(tensor.dtype)
-        return torch.zeros(tensor.shape, dtype=tensor.dtype)
-
-    safetensors_file.write(path, tensors, None, None, filled)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key, kind in kinds.items() if not sparse else ():
+            values = torch.rand(entries[key]["shape"], generator=generator).to(kind)
+            file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+        file.truncate(8 + len(text) + end)
 
 
 def memory(what: str) -> int:
