@@ -40,7 +40,7 @@ def recognise(
     raise ConversionError(
         f"{file}: its {len(tensors)} tensors ({some}, ...) are in no known layout"
         + (f"; the nearest:{tried}" if near else "")
-        + f"\nknown are {', '.join(layout.name for layout in LAYOUTS)}"
+        + f"\ngive a file in one of these: {', '.join(layout.name for layout in LAYOUTS)}"
     )
 
 

@@ -309,7 +309,8 @@ def convert(
     """
     out, report, problems = account(tensors, rules)
     if problems:
-        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {listed(problems)}")
+        advice = "take the whole file anew, or name its layout if it is another"
+        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {listed(problems)}\n{advice}")
     return out, report
 
 
@@ -370,7 +371,8 @@ def check_shapes(want: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what
         if k in tensors and tensors[k].shape != want[k].shape
     ]
     if problems:
-        raise ConversionError(f"{what}: does not fit the model, {listed(problems)}")
+        advice = "give a whole file that was made for this model"
+        raise ConversionError(f"{what}: does not fit the model, {listed(problems)}\n{advice}")
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -206,7 +206,7 @@ def test_motion_adapter(mid_block: bool) -> None:
     assert all(torch.equal(through[k], tensors[k]) for k in tensors)
 
 
-# --- what has no network here: names, by those of diffusers' -----------------------------------------------------------
+# --- what has no network here: names, by those of diffusers -----------------------------------------------------------
 
 
 def test_controlnet(manifest: Manifest) -> None:

@@ -1,12 +1,8 @@
-"""Which layout a file is in: variants in the wild are read, known unwanted kinds are refused by name."""
+"""Which layout a file is in; kinds that are known and not wanted are refused by name."""
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +10,8 @@ import torch
 from torch import Tensor
 
 from i2v.models.motion import frame_positions
-from weights_convert.detect import detect, named, read_parts, to_parts
-from weights_convert.known import LAYOUTS
-from weights_convert.layouts.single_file import ema_name
+from weights_convert.detect import detect, named, recognise, to_parts
+from weights_convert.known import LAYOUTS, Layout
 from weights_convert.rules import ConversionError
 
 Manifest = Callable[[str], dict[str, Any]]
@@ -45,38 +40,71 @@ def test_layout_names_are_unique() -> None:
         named("vae")
 
 
-@pytest.mark.parametrize(
-    "name, says",
-    [
-        ("lora_kohya_sd15", "a LoRA"),
-        ("v3_sd15_adapter", "a LoRA"),
-        ("dynamicrafter_512", "DynamiCrafter"),
-        ("ip_adapter_plus_sd15_ip_adapter", "no known layout"),
-    ],
-)
-def test_published_files_of_other_kinds(name: str, says: str, manifest: Manifest) -> None:
-    refused(published(manifest, name), says)
+SINGLE, XL, LDM = "sd15_single_file_emaonly", "sdxl_base_single_file", "sd_vae_ft_mse_ldm"
+DIFFUSERS, CONTROL, TEXT = "sd15_diffusers_unet", "controlnet_v11p_sd15_openpose_ldm", "sd15_diffusers_text_encoder"
+IDS = "text_model.embeddings"
+CLIP = f"cond_stage_model.transformer.{IDS}"
 
 
 @pytest.mark.parametrize(
-    "change, says",
+    "name, change, says",
     [
-        ({f"{UNET}input_blocks.0.0.weight": meta(320, 9, 3, 3)}, "inpainting"),
-        ({f"{UNET}input_blocks.0.0.weight": meta(320, 8, 3, 3)}, "pix2pix"),
-        ({"v_pred": meta(0)}, "v-prediction"),
-        ({f"{UNET}time_embed.cond_proj.weight": meta(320, 256)}, "LCM"),
-        ({"cond_stage_model.model.ln_final.weight": meta(1024)}, "Stable Diffusion 2"),
-        ({"double_blocks.0.img_attn.proj.weight": meta(1)}, "FLUX"),
-        ({f"{UNET}out.2.scale_weight": meta(1)}, "8-bit"),
+        (SINGLE, {f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)}, "an inpainting model"),
+        (SINGLE, {f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, "an instruct-pix2pix model"),
+        (SINGLE, {f"{UNET}input_blocks.0.0.weight": (320, 5, 3, 3)}, "a depth-guided model"),
+        (DIFFUSERS, {"conv_in.weight": (320, 9, 3, 3)}, "an inpainting model"),
+        (SINGLE, {"v_pred": (0,)}, "a v-prediction model"),
+        (XL, {"ztsnr": (0,)}, "a v-prediction model"),
+        (XL, {"edm_vpred.sigma_min": ()}, "a v-prediction model"),
+        (SINGLE, {f"{UNET}time_embed.cond_proj.weight": (320, 256)}, "LCM"),
+        (SINGLE, {f"{UNET}time_embedding.cond_proj.weight": (320, 256)}, "LCM"),
+        (SINGLE, {"cond_stage_model.model.ln_final.weight": (1024,)}, "Stable Diffusion 2"),
+        (DIFFUSERS, {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (320, 1024)}, "Diffusion 2"),
+        (SINGLE, {"double_blocks.0.img_attn.proj.weight": (1,)}, "FLUX"),
+        (SINGLE, {"model.diffusion_model.joint_blocks.0.x.weight": (1,)}, "Stable Diffusion 3"),
+        (SINGLE, {f"{UNET}out.2.scale_weight": (1,)}, "8-bit"),
+        (XL, {f"{UNET}label_emb.0.0.weight": (1536, 2560)}, "the SDXL refiner"),
+        (XL, {f"{UNET}input_blocks.0.0.weight": (384, 4, 3, 3)}, "the SDXL refiner"),
+        (CONTROL, {"difference": (1,)}, "a ControlNet stored as a difference"),
+        (CONTROL, {"lora_controlnet": (0,)}, "a Control-LoRA"),
+        ("controlnet_sdxl_diffusers", {"task_embedding": (8, 320)}, "a union of ControlNets"),
+        ("controlnet_sdxl_diffusers", {"control_add_embedding.linear_1.weight": (1280, 2048)}, "a union"),
+        ("", {"lllite_unet_input_blocks_4_1_x.down.0.weight": (1,)}, "a ControlLLLite"),
+        ("", {"body.0.in_conv.weight": (1,), "conv_in.weight": (320, 64, 3, 3)}, "a T2I-Adapter"),
+        ("", {"adapter.body.0.in_conv.weight": (1,)}, "a T2I-Adapter"),
+        ("", {"emb_params": (1, 768)}, "a textual inversion"),
+        ("", {"clip_l": (1, 768), "clip_g": (1, 1280)}, "a textual inversion"),
+        ("", {"lora_unet_x.hada_w1_a": (1,)}, "LoHa"),
+        ("ip_adapter_sd15", {"image_proj.proj.0.weight": (1024, 512)}, "an IP-Adapter for faces"),
+        (TEXT, {f"{IDS}.position_embedding.weight": (248, 768)}, "a text encoder with 248 positions (LongCLIP)"),
+        (SINGLE, {f"{CLIP}.position_embedding.weight": (248, 768)}, "a text encoder with 248 positions (LongCLIP)"),
+        (TEXT, {f"{IDS}.token_embedding.weight": (49410, 768)}, "a text encoder with 2 added tokens"),
+        (SINGLE, {f"{CLIP}.token_embedding.weight": (49409, 768)}, "a text encoder with 1 added tokens"),
     ],
 )
-def test_other_bases(change: dict[str, Tensor], says: str, manifest: Manifest) -> None:
-    refused(published(manifest, "sd15_single_file_emaonly") | change, says)
+def test_known_and_unwanted(name: str, change: dict[str, tuple[int, ...]], says: str, manifest: Manifest) -> None:
+    """Each is called by its name, and the message says what to give instead."""
+    source = published(manifest, name) if name else {}
+    assert not name or isinstance(recognise(source), Layout)
+    changed = source | {key: meta(*shape) for key, shape in change.items()}
+    refused(changed, "this is ", says)
+    message = str(recognise(changed))
+    assert len(message.split(": ", 1)[1]) > 10 and "not supported" not in message
 
 
-def test_the_refiner(manifest: Manifest) -> None:
-    change = {f"{UNET}label_emb.0.0.weight": meta(1536, 2560)}
-    refused(published(manifest, "sdxl_base_single_file") | change, "refiner", "use the SDXL base")
+@pytest.mark.parametrize("prediction, wanted", [("epsilon", True), ("v", False), ("V_PREDICTION", False)])
+def test_what_the_metadata_says_is_predicted(prediction: str, wanted: bool, manifest: Manifest) -> None:
+    """A v-prediction model without the marker: its picture would be wrong, not its keys."""
+    source, metadata = published(manifest, SINGLE), {"modelspec.prediction_type": prediction}
+    if wanted:
+        assert detect(source, "x", metadata).name == "sd15-single-file"
+        return
+    with pytest.raises(ConversionError, match=f"x: this is a model that predicts '{prediction}'.*predicts the noise"):
+        to_parts(source, "x", metadata=metadata)
+
+
+def test_a_half_of_an_ip_adapter(manifest: Manifest) -> None:
+    refused(published(manifest, "ip_adapter_plus_sd15_ip_adapter"), "no known layout")
 
 
 def test_near_misses_are_named(manifest: Manifest) -> None:
@@ -87,7 +115,7 @@ def test_near_misses_are_named(manifest: Manifest) -> None:
         "nearest",
         "ip-adapter-sd15, but image_proj.proj.weight is (3072, 768), expected (3072, 1024)",
     )
-    refused({"a": meta(1)}, "no known layout", "known are", "animatediff-v3")
+    refused({"a": meta(1)}, "no known layout", "give a file in one of these", "animatediff-v3")
 
 
 def test_motion_modules_without_their_table(manifest: Manifest) -> None:
@@ -115,122 +143,31 @@ def test_frame_tables_are_checked_by_value(manifest: Manifest) -> None:
         to_parts(source, "x", "animatediff-v2")
 
 
-# --- single files in the wild --------------------------------------------------------------------------------------
-
-
-def small_average(manifest: Manifest) -> dict[str, Tensor]:
-    """v1-5-pruned with one number for each tensor: plain UNet 1, its average 2, the rest 0."""
-    values = {UNET: 1.0, "model_ema.diffusion_model": 2.0}
-    return {
-        k: torch.full((6, 1, 1, 1) if ".attn_1." in k and k.endswith("weight") and "norm" not in k else (6,), value)
-        for k in manifest("sd15_single_file_pruned")["tensors"]
-        for value in [next((v for start, v in values.items() if k.startswith(start)), 0.0)]
-    }
-
-
-@pytest.mark.parametrize("ema, expected", [(True, 2.0), (False, 1.0)])
-def test_the_running_average(ema: bool, expected: float, manifest: Manifest) -> None:
-    parts = to_parts(small_average(manifest), "x", "sd15-single-file", ema=ema).tensors
-    assert len(parts["unet"]) == 686 and all(t[0].item() == expected for t in parts["unet"].values())
-
-
-def test_an_incomplete_average_is_not_taken(manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
-    source = small_average(manifest)
-    del source[ema_name(f"{UNET}out.2.weight")]
-    parts = to_parts(source, "x", "sd15-single-file").tensors
-    assert all(t[0].item() == 1 for t in parts["unet"].values()) and "685 of 686 tensors only" in caplog.text
-
-
-def test_an_average_alone_is_refused(manifest: Manifest) -> None:
-    source = published(manifest, "sd15_single_file_pruned")
-    refused({k: v for k, v in source.items() if not k.startswith(UNET)}, "running average of a UNet alone")
-
-
-@pytest.mark.parametrize("extra", ["position_ids", "catalogue", "nothing", "no-level", "clip_l", "no-vae"])
-def test_community_files(extra: str, manifest: Manifest) -> None:
-    source = published(manifest, "sd15_single_file_emaonly")
-    clip = "cond_stage_model.transformer."
-    common = {k: v for k, v in source.items() if k.startswith((UNET, "first_stage", "cond_stage"))}
-    ids = f"{clip}text_model.embeddings.position_ids"
-    if extra == "position_ids":  # half precision, wrong values: they are never read
-        source = common | {ids: torch.zeros(1, 77).half()}
-    elif extra == "catalogue":  # every harmless key that public loaders know of
-        refused_by_name = ("cond_proj", "v_pred", "ztsnr")
-        source = common | {
-            k: v
-            for k, v in published(manifest, "sd15_single_file_community_extras").items()
-            if not any(word in k for word in refused_by_name)
-        }
-    elif extra == "nothing":
-        source = {k: v for k, v in common.items() if k != ids}
-    elif extra == "no-level":
-        source = {k.replace(f"{clip}text_model.", clip): v for k, v in common.items()}
-    elif extra == "clip_l":
-        source = {k.replace(clip, "cond_stage_model.clip_l.transformer."): v for k, v in common.items()}
-    else:
-        source = {k: v for k, v in common.items() if not k.startswith("first_stage")}
-    parts = to_parts(source, "x").tensors
-    reference = to_parts(published(manifest, "sd15_single_file_emaonly"), "x").tensors
-    assert set(parts) == (set(reference) - {"vae"} if extra == "no-vae" else set(reference))
-    assert all(parts[part].keys() == reference[part].keys() for part in parts)
-
-
-def test_turned_and_unturned_projections() -> None:
-    """OpenCLIP's matrix is applied from the right, `text_projection.weight` from the left; both are square."""
-    matrix = torch.arange(9.0).reshape(3, 3)
-    blocks = {
-        f"transformer.resblocks.0.{leaf}": torch.zeros(3)
-        for name in ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
-        for leaf in (f"{name}.weight", f"{name}.bias")
-    }
-    rest = {k: torch.zeros(3) for k in ("positional_embedding", "token_embedding.weight", "ln_final.weight")}
-    rest |= {"ln_final.bias": torch.zeros(3)}
-    rest |= {f"transformer.resblocks.0.attn.in_proj_{p}": torch.zeros(9) for p in ("weight", "bias")}
-    for name, value in (("text_projection", matrix), ("text_projection.weight", matrix.T)):
-        parts = to_parts({**blocks, **rest, name: value}, "x", "openclip-text-bigg").tensors
-        assert torch.equal(parts["text_encoder_2"]["text_projection.weight"], matrix.T)
-
-
-def test_exported_vae_with_other_attention_names(manifest: Manifest) -> None:
-    source = published(manifest, "sd_vae_ft_mse_ldm")
-    names = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-    odd = {}
-    for key, tensor in source.items():
-        for a, b in names.items():
-            if f".attn_1.{a}." in key:
-                key, tensor = (
-                    key.replace(f".attn_1.{a}.", f".attn_1.{b}."),
-                    tensor.flatten(1) if tensor.ndim == 4 else tensor,
-                )
-                break
-        odd[key] = tensor
-    ours = to_parts(odd, "x").tensors["vae"]
-    want = to_parts(source, "x").tensors["vae"]
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in want.items()}
-
-
 def test_detection_reads_shapes_only(manifest: Manifest) -> None:
     assert detect(published(manifest, "mm_sd_v15_v2"), "x").name == "animatediff-v2"
 
 
-def test_a_file_of_full_size_is_mapped(tmp_path: Path, manifest: Manifest) -> None:
-    """The real header of the 4 GB file over a hole on disk: nothing but the header is read."""
-    resource = pytest.importorskip("resource")
-    sizes = {"float32": ("F32", 4), "int64": ("I64", 8), "int32": ("I32", 4)}
-    header, end = {}, 0
-    for key, value in sorted(manifest("sd15_single_file_emaonly")["tensors"].items()):
-        dtype, width = sizes[value["dtype"]]
-        size = math.prod(value["shape"]) * width
-        header[key] = {"dtype": dtype, "shape": value["shape"], "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    text += b" " * ((4 - len(text)) % 8)  # the payload of the real file begins at 4 mod 8
-    path = tmp_path / "v1-5-pruned-emaonly.safetensors"
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    parts = read_parts(path)
-    assert parts.layout.name == "sd15-single-file" and len(parts.tensors["unet"]) == 686
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB on Linux; the file has 4,265,146
-    path.unlink()
+def test_two_models_in_one_file(manifest: Manifest) -> None:
+    """The same UNet with and without its prefix: which one is meant, no one can know."""
+    source = published(manifest, SINGLE)
+    twice = source | {k.removeprefix(UNET): v for k, v in source.items() if k.startswith(UNET)}
+    refused(twice, "could be sd15-single-file or sd15-unet-ldm", "name the layout")
+
+
+@pytest.mark.parametrize(
+    "name, layout, needs",
+    [
+        (
+            "mm_sd_v15_v2",
+            "animatediff-v2",
+            {"unet", "vae", "text_encoder", "image_encoder", "i2v_adapter", "ip_adapter"},
+        ),
+        (XL, "sdxl-single-file", {"image_encoder", "motion", "i2v_adapter", "ip_adapter"}),
+        ("clip_vit_b32_full_hf", "clip-b32", set()),
+    ],
+)
+def test_what_a_layout_settles(name: str, layout: str, needs: set[str], manifest: Manifest) -> None:
+    found = detect(published(manifest, name), "x")
+    assert found.name == layout and set(found.needs) == needs
+    assert found.max_frames == (32 if layout == "animatediff-v2" else None)
+    assert bool(found.schedule) == (layout != "clip-b32") and bool(found.fits) == (layout != "clip-b32")

@@ -105,13 +105,15 @@ def sd15_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | N
 
 
 def sdxl_single_file(unet: UNetConfig, vae: VAEConfig, keys: Collection[str] | None, ema: bool = True) -> list[Rule]:
-    """sd_xl_base_1.0 and community files of its kind."""
+    """sd_xl_base_1.0 and community files of its kind; some are saved without text encoders."""
+    clip, second = "conditioner.embedders.0.", "conditioner.embedders.1.model."
+    there = keys is None or any(key.startswith(second) for key in keys)
     return [
         *_unet(unet, keys, ema),
         *_vae(vae, keys),
-        Drop("conditioner.embedders.0.{p:logit_scale|text_projection}", "not used by SDXL"),
-        *prefixed(clip_text(position_ids=True), "conditioner.embedders.0.transformer.", "text_encoder."),
-        *prefixed(openclip_text(), "conditioner.embedders.1.model.", "text_encoder_2."),
+        Drop(f"{clip}{{p:logit_scale|text_projection}}", "not used by SDXL"),
+        *prefixed(clip_text(position_ids=True), f"{clip}transformer.", "text_encoder."),
+        *(prefixed(openclip_text(), second, "text_encoder_2.") if there else []),
         *_others(keys),
     ]
 
