@@ -91,4 +91,4 @@ def base_of(modules: Mapping[str, nn.Module]) -> Base | None:
     if unet is None:
         return None if any(texts == base.text[: len(texts)] for base in BASES) else Base("this model", SD15, texts)
     known = next((base for base in BASES if base.unet == unet.cfg), None)
-    return known or Base("this model", unet.cfg, texts)
+    return known or Base("this model", unet.cfg, texts or (0,))

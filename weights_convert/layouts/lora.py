@@ -61,7 +61,7 @@ class Base:
 
     name: str
     unet: UNetConfig
-    text: tuple[int, ...]  # text_encoder, text_encoder_2
+    text: tuple[int, ...]  # text_encoder, text_encoder_2; 0 where it is not known
 
     @property
     def text_parts(self) -> dict[str, int]:
@@ -162,7 +162,7 @@ def width(part: str, path: str, base: Base) -> tuple[int, int] | None:
     """(out, in) of a layer's weight as far as the path tells, for attentions; None for other layers."""
     if part in base.text_parts:
         own = base.text_parts[part]
-        return (own, own) if "self_attn" in path else None
+        return (own, own) if own and "self_attn" in path else None
     attentions = r"(attn1|attn2|attention_blocks\.\d)"
     found = re.fullmatch(rf"(?:(down|up)_blocks\.(\d+)|mid_block)\..+\.{attentions}\.(to_\w+)(\.0)?", path)
     if found is None:
