@@ -96,7 +96,7 @@ def test_alpha_can_be_left_out(modules: dict[str, nn.Module], tmp_path: Path) ->
 def test_nothing_is_merged_where_a_part_cannot_be(modules: dict[str, nn.Module], tmp_path: Path) -> None:
     before = bits(modules)
     path = write_lora(tmp_path / "x.safetensors", everything(modules), BASE)
-    with pytest.raises(ConversionError, match="x.safetensors: this LoRA changes motion and text_encoder, expected"):
+    with pytest.raises(ConversionError, match="x.safetensors: this LoRA changes text_encoder and motion, expected"):
         merge({"unet": modules["unet"]}, path)
 
     v2 = {"mid_block.motion_modules.0.proj_in": LoRAPair(torch.zeros(2, 48), torch.zeros(48, 2))}
