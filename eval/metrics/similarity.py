@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.motion_class import SIDE, flow, grey_pictures
+from eval.metrics.flow import Flow, flows_from_first, grey_pictures, step_flows
 
 CAP = 50.0  # dB; a repeated frame would be infinite
 
@@ -22,12 +22,14 @@ class Similarity:
     covered: float
 
 
-def first_frame_similarity(frames: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None) -> Similarity:
+def first_frame_similarity(frames: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None,
+                           flows: list[Flow] | None = None) -> Similarity:  # fmt: skip
     """Similarity of every frame to the first after motion compensation; higher is better.
 
     frames: uint8 (F, S, S, 3) RGB, F >= 2. mask: (S, S), compares only its pixels (the object of frame 0).
+    flows: `flow.flows_from_first`, if they are known already.
 
-    Definition. The flow from frame 0 to frame t is the chain of DIS flows between consecutive frames at 256 pixels,
+    Definition. The flow from frame 0 to frame t is the chain of DIS flows between consecutive frames at 128 pixels,
     refined by DIS between frame 0 and t. Frame t is sampled where the flow points, so that frame 0 should come out,
     and compared on the pixels whose flow stays in the frame: PSNR over RGB (peak 255, at most 50 dB), SSIM of the
     luma (Gaussian window, sigma 1.5). Pixels that something has covered meanwhile count as errors on purpose: a
@@ -46,8 +48,12 @@ def first_frame_similarity(frames: NDArray[np.uint8], mask: NDArray[np.uint8] | 
         raise ValueError(f"the mask has shape {inside.shape} and {int(inside.sum())} pixels; expected {(size, size)}")
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     values = []
-    for frame, shift in zip(frames[1:], _from_first(frames), strict=True):
-        small = np.asarray(cv2.resize(shift, (size, size), interpolation=cv2.INTER_AREA), np.float32) * (size / SIDE)
+    if flows is None:
+        grey = grey_pictures(frames)
+        flows = flows_from_first(grey, step_flows(grey))
+    for frame, shift in zip(frames[1:], flows, strict=True):
+        small = np.asarray(cv2.resize(shift, (size, size), interpolation=cv2.INTER_AREA), np.float32)
+        small = small * (size / shift.shape[0])
         map_x, map_y = x + small[..., 0], y + small[..., 1]
         back = cv2.remap(frame, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         seen = inside & (map_x >= 0) & (map_x <= size - 1) & (map_y >= 0) & (map_y <= size - 1)
@@ -57,20 +63,6 @@ def first_frame_similarity(frames: NDArray[np.uint8], mask: NDArray[np.uint8] | 
             values.append((0.0, 0.0, 0.0))
     psnr, ssim, covered = np.mean(values, axis=0)
     return Similarity(float(psnr), float(ssim), float(covered))
-
-
-def _from_first(frames: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Flow from frame 0 to each later frame, (SIDE, SIDE, 2) in pixels of SIDE."""
-    grey = grey_pictures(frames)
-    y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
-    total = np.zeros((SIDE, SIDE, 2), np.float32)
-    found = []
-    for before, picture in zip(grey[:-1], grey[1:], strict=True):
-        step = flow(before, picture)
-        ahead = cv2.remap(step, x + total[..., 0], y + total[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        total = flow(grey[0], picture, total + ahead)
-        found.append(total)
-    return found
 
 
 def _compare(first: NDArray[np.uint8], back: NDArray[np.uint8], seen: NDArray[np.bool_]) -> tuple[float, float]:

@@ -1,0 +1,126 @@
+"""How the camera of a clip moved, from the motion of the background; the verdict never reads the caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.metrics.align import SIDE, Picture, Pose, Target, softened
+from eval.metrics.object_track import Track
+
+CAMERAS = ("", "the camera pans left", "the camera pans right", "the camera tilts up", "the camera tilts down",
+           "the camera zooms in", "the camera zooms out", "the picture turns clockwise",
+           "the picture turns counterclockwise")  # fmt: skip
+PAN = 0.12  # of the frame
+ZOOM = 0.18  # natural logarithm of the scale
+TURN = 12.0  # degrees
+UNEXPLAINED = 0.5  # a camera's motion leaves at most this share of what no motion leaves
+ONE_WAY = 0.03  # where the background changes this much less along one direction, nothing is known of that direction
+CENTRE = complex(SIDE / 2 - 0.5, SIDE / 2 - 0.5)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A clip's measured camera.
+
+    dx, dy: shift of the background, of the frame, right and down positive. log_scale:
+    natural logarithm of its growth. turn: degrees clockwise. left: share of the difference that the motion leaves, 1
+    when it explains nothing. poses: the background's pose in every frame after the first; all at rest when it explains
+    too little.
+    """
+
+    dx: float
+    dy: float
+    log_scale: float
+    turn: float
+    left: float
+    poses: list[Pose]
+
+
+def measure_camera(shots: list[Picture], covered: list[NDArray[np.uint8]], track: Track | None = None) -> Camera:
+    """The camera's motion over a clip, from pixels alone.
+
+    shots: `align.pictures` of all frames. covered: (SIDE, SIDE) for each frame, 1 where the object is; nowhere for
+    photographs. track: the object's.
+
+    Definition. Frame by frame, the similarity transform is fitted that takes frame 0's background to this frame's:
+    Gauss-Newton on the colours, with light and contrast free, without the object at both its places, and with weights
+    that leave out what fits badly. Of the last quarter of the frames the median counts. It must leave at most
+    UNEXPLAINED of the squared difference (cut at 30 levels) that no motion leaves; otherwise the camera rests.
+
+    Stripes do not show how far they have moved along themselves. If the background has one such direction and moves
+    across it, the object's motion stands for the other: in this world the object rests where the camera moves.
+    """
+    soft = [softened(shot, 1.0) for shot in shots]
+    target = Target(soft[0], 1 - covered[0], CENTRE)
+    pose, poses, left = Pose(), [], []
+    late = len(shots) - max(len(shots) // 4, 1)
+    for k, shot in enumerate(soft[1:], 1):
+        free = 1 - covered[k]
+        pose = target.fit(shot, pose, free)
+        poses.append(pose)
+        if k >= late:
+            left.append(_left(target, shot, pose, free))
+    share = float(np.median(left))
+    if share > UNEXPLAINED:
+        return Camera(0.0, 0.0, 0.0, 0.0, share, [Pose()] * len(poses))
+    along = _hidden_direction(target)
+    if along is not None and track is not None:
+        poses = [_filled(p, along, o, target.centre, track.target.centre) for p, o in zip(poses, track.poses)]
+    dx, dy, log_scale, turn = np.median([(p.dx, p.dy, p.log_scale, p.turn) for p in poses[late - 1 :]], axis=0)
+    return Camera(float(dx), float(dy), float(log_scale), float(turn), share, poses)
+
+
+def verdict(camera: Camera, classes: Sequence[str] = CAMERAS) -> str:
+    """The camera's class, "" at rest: the largest of shift against PAN, zoom against ZOOM and turn against TURN.
+
+    A camera that pans left moves the background right. classes: the allowed verdicts besides rest; ValueError for
+    unknown ones.
+    """
+    unknown = set(classes) - set(CAMERAS)
+    if unknown:
+        raise ValueError(f"cannot tell {sorted(unknown)}; known cameras are {CAMERAS}")
+    dx, dy = camera.dx, camera.dy
+    sideways = abs(dx) >= abs(dy)
+    evidence = {
+        "": 1.0,
+        "the camera pans left": dx / PAN * sideways,
+        "the camera pans right": -dx / PAN * sideways,
+        "the camera tilts up": dy / PAN * (not sideways),
+        "the camera tilts down": -dy / PAN * (not sideways),
+        "the camera zooms in": camera.log_scale / ZOOM,
+        "the camera zooms out": -camera.log_scale / ZOOM,
+        "the picture turns clockwise": camera.turn / TURN,
+        "the picture turns counterclockwise": -camera.turn / TURN,
+    }
+    return max(("", *classes), key=lambda name: evidence[name])
+
+
+def _left(target: Target, shot: Picture, pose: Pose, free: NDArray[np.uint8]) -> float:
+    """The difference under a pose over that at rest, on the pixels that both can be judged by."""
+    both = target.seen(free, pose) & (free > 0)
+    if int(both.sum()) < 64:
+        return 1.0
+    own, rest = (np.minimum(target.misfit(shot, p, both), 900).mean() for p in (pose, Pose()))
+    return float((own + 2) / (rest + 2))
+
+
+def _hidden_direction(target: Target) -> complex | None:
+    """The unit direction along which the background does not change; None where it changes everywhere."""
+    gx, gy = (slope[target.area].ravel() for slope in target.slopes)
+    values, vectors = np.linalg.eigh(np.array([[gx @ gx, gx @ gy], [gx @ gy, gy @ gy]], np.float64))
+    if values[0] > ONE_WAY * values[1]:
+        return None
+    return complex(vectors[0, 0], vectors[1, 0])
+
+
+def _filled(pose: Pose, along: complex, thing: Pose, centre: complex, point: complex) -> Pose:
+    """A background's pose that moves along the hidden direction as the object does, if it moves across it at all."""
+    across = abs((pose.b * (along * 1j).conjugate()).real)
+    if across < 0.02 * SIDE:
+        return pose
+    missing = thing.b - (pose.a - 1) * (point - centre) - pose.b
+    return Pose(pose.a, pose.b + along * (missing * along.conjugate()).real)
