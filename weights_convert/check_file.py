@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from i2v.models.clip_text import CLIPTextConfig
 from weights_convert.contents import Content, accounted, look
 from weights_convert.layouts.lora import BASES
 from weights_convert.lora import read_lora
@@ -85,7 +87,7 @@ def fitting(name: str, part: Part, family: str) -> list[str]:
     config = part.config
     if config is None:
         config = settled.get(name)
-    elif name in ("unet", "text_encoder", "text_encoder_2") and config != settled.get(name):
+    elif name in ("unet", "text_encoder", "text_encoder_2") and not _same(config, settled.get(name)):
         want = settled.get(name)
         return [f"{name}: it is {config}, expected {want}" if want else f"{name}: {TITLES[family]} has no such part"]
     elif name == "ip_adapter" and config.context_dim != settled["unet"].context_dim:
@@ -94,6 +96,13 @@ def fitting(name: str, part: Part, family: str) -> list[str]:
             f"{settled['unet'].context_dim}; take the IP-Adapter for {TITLES[family]}"
         ]
     return misfits(name, part.tensors, config, settled["unet"])
+
+
+def _same(config: Any, want: Any) -> bool:
+    """Whether two configs are of one network; a text encoder may bring a projection that is not used."""
+    if isinstance(config, CLIPTextConfig) and isinstance(want, CLIPTextConfig) and not want.projection_dim:
+        config = replace(config, projection_dim=0)
+    return bool(config == want)
 
 
 def shown(facts: Json) -> str:
