@@ -117,7 +117,9 @@ class Plan:
             rows.append(row)
         wide = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [f"{self.preset.name}: {self.preset.about}"]
-        lines += ["  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, wide)), row[4]]) for row in rows]
+        lines += [
+            "  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, wide)), row[4]]) for row in rows if self.parts
+        ]
         lines += [f"  {flag_of(name)} {path}, scale {scale:g}" for name, path, scale in self.loras]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"missing: {one}" for one in self.missing]

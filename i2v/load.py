@@ -83,7 +83,7 @@ def build(
     built = networks({name: part.config for name, part in plan.parts.items()})
     with tqdm(total=2 * len(plan.parts), desc="loading", unit="part", delay=1, disable=not progress) as bar:
         for name, part in plan.parts.items():
-            _fill(built, name, part, place, _dtype_of(name, part, number))
+            _fill(built, name, part, place, dtype_of(name, part.config, number))
             bar.update()
         weights: dict[str, dict[str, Any]] = {}
         for name, part in plan.parts.items():
@@ -116,9 +116,9 @@ def build(
     )
 
 
-def _dtype_of(name: str, part: Part, number: torch.dtype) -> torch.dtype:
+def dtype_of(name: str, config: Any, number: torch.dtype) -> torch.dtype:
     """The trained part stays float32, and so does an autoencoder whose activations overflow in float16."""
-    overflows = name == "vae" and number == torch.float16 and not part.config.float16_safe
+    overflows = name == "vae" and number == torch.float16 and not config.float16_safe
     return torch.float32 if name == "i2v_adapter" or overflows else number
 
 

@@ -57,6 +57,28 @@ def test_the_authors_release(folder: Path, capsys: pytest.CaptureFixture[str]) -
         assert [line for line in out.splitlines() if line.split()[:1] == [part] and f"{count:,}" in line], part
 
 
+def test_a_diffusers_folder_and_modules_of_one_s_own_choice(
+    folder: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = folder / "stable-diffusion-v1-5"
+    for part, published, name in (
+        ("unet", "sd15_diffusers_unet", "diffusion_pytorch_model"),
+        ("vae", "sd15_diffusers_vae_old_names", "diffusion_pytorch_model"),
+        ("text_encoder", "sd15_diffusers_text_encoder", "model"),
+    ):
+        sparse(base / part / f"{name}.safetensors", manifest(published)["tensors"])
+    (base / "model_index.json").write_text("{}")
+    tensors = manifest("mm_sd_v15_v2")["tensors"]
+    sparse(folder / "mm.ckpt", {k: v for k, v in tensors.items() if "pos_encoder" not in k})
+    clip = str(folder / "e/f.safetensors")
+    argv = ["--preset", "i2v-sd15", "--base", str(base), "--motion", str(folder / "mm.ckpt"), "--image-encoder", clip,
+            "--ip-adapter", str(folder / "d.safetensors"), "--i2v", str(folder / "c.pth"), "--check"]  # fmt: skip
+    assert sample.main(argv) == 0
+    rows = {line.split()[0]: line.split()[3] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert rows["unet"] == rows["vae"] == rows["text_encoder"] == "sd15-diffusers-folder"
+    assert rows["motion"] == "animatediff-v2" and rows["ip_adapter"] == "ip-adapter-plus-sd15"
+
+
 def test_motion_modules_of_another_base_are_refused(
     folder: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:

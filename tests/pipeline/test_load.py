@@ -13,7 +13,8 @@ from torch import nn
 from i2v import presets
 from i2v.config import ConfigError
 from i2v.diffusion.schedule import Schedule
-from i2v.load import headers, load, save_part
+from i2v.load import dtype_of, headers, load, save_part
+from i2v.models.vae import SD_VAE, SDXL_VAE
 
 
 @pytest.fixture
@@ -86,3 +87,12 @@ def test_unknown_preset_device_and_dtype() -> None:
     for arguments, word in ((("small",), "tiny"), (("tiny", "abacus"), "abacus"), (("tiny", "cuda:99"), "CUDA")):
         with pytest.raises(ConfigError, match=word):
             load(*arguments)
+
+
+def test_sdxl_s_vae_is_no_float16() -> None:
+    """Its activations overflow there; everything else follows the pipeline, and the trained part is float32."""
+    half = torch.float16
+    for name, config, wanted in (("vae", SDXL_VAE, torch.float32), ("vae", SD_VAE, half), ("unet", None, half),
+                                 ("i2v_adapter", None, torch.float32)):  # fmt: skip
+        assert dtype_of(name, config, half) == wanted
+    assert dtype_of("vae", SDXL_VAE, torch.bfloat16) == torch.bfloat16
