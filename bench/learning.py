@@ -31,8 +31,10 @@ from i2v.config import flag
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
 from i2v.diffusion.losses import min_snr_weight
+from i2v.training.batches import Batch, Batches
 from i2v.training.networks import Networks
 from i2v.training.optim import learning_rate
+from i2v.training.settings import Training
 
 BUCKETS = (200, 400, 600, 800, 950)
 
@@ -122,9 +124,9 @@ class Optimizers:
             optimizer.zero_grad()
 
 
-def settings(bench: Benchmark, arm: Arm, stage: Stage, seed: int) -> train.Training:
+def settings(bench: Benchmark, arm: Arm, stage: Stage, seed: int) -> Training:
     parts = ("motion",) if not any("i2v_adapter.*" in s.train for s in arm.stages) else ("motion", "i2v_adapter")
-    return train.Training(
+    return Training(
         init=bench.init, cache=bench.cache, clips=bench.clips, parts=parts, train=stage.train, seed=seed,
         num_frames=stage.num_frames, clean_first=stage.clean_first, batch=stage.batch,
     )  # fmt: skip
@@ -143,18 +145,17 @@ def run(bench: Benchmark, name: str, seed: int, data: WorldLatents, held_out: Wo
     """Train one arm; its row of the results."""
     arm = ARMS[name]
     cfg = settings(bench, arm, arm.stages[-1], seed)
-    networks = Networks.build(bare(bench), cfg.parts, seed, arm.width)
-    networks.schedule = replace(networks.schedule, prediction=arm.prediction)
+    networks = Networks.build(bare(bench), cfg.parts, seed, arm.prediction, arm.width)
     steps, frames, sample, since = 0, 0, 0, []
     for stage in arm.stages:
         cfg = settings(bench, arm, stage, seed)
-        trained = train.trained_tensors(cfg, networks)
+        trained, batches = train.trained_tensors(cfg, networks), Batches(cfg, data, networks)
         optimizers, began, budget = Optimizers(trained, arm.muon), time.process_time(), bench.budget * stage.share
         in_stage, spent, since = 0, 0.0, []
         with tqdm(total=round(budget), desc=f"{name}, seed {seed}", unit="s", mininterval=5) as bar:
             while spent < budget:
                 decay = learning_rate(round(1000 * spent / budget), peak=arm.lr, warmup=0, steps=1000, decay="linear")
-                batch = train.draw(cfg, data, networks, sample, stage.batch)
+                batch = batches.draw(sample, stage.batch)
                 losses = train.loss_of(cfg, networks, batch)
                 if arm.min_snr:
                     losses = losses * min_snr_weight(networks.schedule, batch.timesteps, arm.min_snr)
@@ -173,10 +174,10 @@ def run(bench: Benchmark, name: str, seed: int, data: WorldLatents, held_out: Wo
 
 
 @torch.no_grad()
-def measure(cfg: train.Training, networks: Networks, held_out: WorldLatents) -> dict[str, float]:
+def measure(cfg: Training, networks: Networks, held_out: WorldLatents) -> dict[str, float]:
     """Errors of x_0 by timestep and the caption's share in it, on 32 unseen clips."""
-    cfg = replace(cfg, drop_text=0.0, drop_image=0.0, seed=1)
-    batch = train.draw(cfg, held_out, networks, 0, 32)
+    fixed = replace(cfg, drop_text=0.0, drop_image=0.0, seed=1)
+    batch = Batches(fixed, held_out, networks).draw(0, 32)
     others = [train.other_motion(WORLDS[cfg.world], caption, k) for k, caption in enumerate(batch.captions)]
 
     def error(captions: list[str], t: int) -> Tensor:
@@ -184,7 +185,7 @@ def measure(cfg: train.Training, networks: Networks, held_out: WorldLatents) -> 
         losses = []
         for part in range(0, 32, 8):  # little memory
             cut = slice(part, part + 8)
-            one = train.Batch(batch.latents[cut], batch.noise[cut], at[cut], captions[cut], None)
+            one = Batch(batch.latents[cut], batch.noise[cut], at[cut], captions[cut], None)
             # train.loss_of leaves the first frame out only where it is clean; here it is left out everywhere
             losses.append(x0_error(cfg, networks, one))
         return torch.cat(losses)
@@ -194,7 +195,7 @@ def measure(cfg: train.Training, networks: Networks, held_out: WorldLatents) -> 
     return row | {"gap_800": float((wrong / right).mean() - 1)}
 
 
-def x0_error(cfg: train.Training, networks: Networks, batch: train.Batch) -> Tensor:
+def x0_error(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
     """(B,) mean squared error of the clean latents that the prediction stands for, over the frames 2..l."""
     frames = batch.latents.shape[1]
     noisy = networks.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)

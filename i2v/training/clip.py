@@ -21,12 +21,14 @@ from i2v import config, load
 from i2v.config import flag
 from i2v.data.scene import render
 from i2v.data.world import WORLDS, draw_scene
+from i2v.device import pick_device
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
 from i2v.models.tokenizer import Tokenizer
 from i2v.parts import save_part
 from i2v.picture import clip_pixels
-from i2v.training.optim import learning_rate
+from i2v.training import checkpoint
+from i2v.training.optim import learning_rate, optimizer_tensors, restore_optimizer
 
 TINY_IMAGE_ENCODER = CLIPVisionConfig(
     hidden_size=128,
@@ -53,6 +55,8 @@ class CLIPTraining:
     batch: int = flag(128, "pictures per step")
     lr: float = flag(1e-3, "peak learning rate")
     seed: int = flag(0, "seed of the weights and the order")
+    device: str = flag("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1")
+    save_every: int = flag(100, "steps between checkpoints")
 
 
 def scenes(world: str, split: str, count: int, size: int) -> tuple[Tensor, list[str]]:
@@ -99,6 +103,7 @@ def accuracy(pair: Pair, pixels: Tensor, pooled: Tensor, captions: list[str]) ->
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.from_command_line(CLIPTraining, argv)
+    device = pick_device(cfg.device)
     text_file = load.header(cfg.init / "text_encoder.safetensors")
     text_encoder = CLIPTextModel(text_file.config)
     text_encoder.load_state_dict({k: v.float() for k, v in text_file.tensors().items()})
@@ -109,20 +114,31 @@ def main(argv: list[str] | None = None) -> None:
         train_pooled = torch.cat([text_encoder(ids).pooled for ids in tokenizer.encode(train_captions).split(512)])
         val_pooled = text_encoder(tokenizer.encode(val_captions)).pooled
     number = {caption: i for i, caption in enumerate(sorted(set(train_captions)))}
-    label = torch.tensor([number[c] for c in train_captions])
+    label = torch.tensor([number[c] for c in train_captions], device=device)
+    train_pixels, train_pooled, val_pixels, val_pooled = (
+        x.to(device) for x in (train_pixels, train_pooled, val_pixels, val_pooled)
+    )
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        pair = Pair(train_pooled.shape[1])
-    optimizer = torch.optim.AdamW(pair.parameters(), lr=cfg.lr, weight_decay=0.05, fused=True)
+        pair = Pair(train_pooled.shape[1]).to(device)
+    named = dict(pair.named_parameters())
+    optimizer = torch.optim.AdamW(named.values(), lr=cfg.lr, weight_decay=0.05, fused=True)
+    start, spent = 0, 0.0
+    if (found := checkpoint.latest(cfg.out)) is not None:
+        tensors, facts = checkpoint.load(found)
+        pair.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        restore_optimizer(optimizer, named, {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")})
+        start, spent = facts["step"], facts["seconds"]
+        print(f"going on from {found}")
     cfg.out.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    bar = tqdm(range(cfg.steps), desc="clip", mininterval=5)
-    with (cfg.out / "log.jsonl").open("w") as log:
+    began = time.monotonic() - spent
+    bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="clip", mininterval=5)
+    with (cfg.out / "log.jsonl").open("a") as log:
         for step in bar:
             draw = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
-            pick = torch.randint(len(label), (cfg.batch,), generator=draw)
-            with torch.autocast("cpu", torch.bfloat16):
+            pick = torch.randint(len(label), (cfg.batch,), generator=draw).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
                 logits = pair.logits(train_pixels[pick], train_pooled[pick])
             loss = contrastive_loss(logits, (label[pick][:, None] == label[pick][None]).float())
             loss.backward()
@@ -131,12 +147,16 @@ def main(argv: list[str] | None = None) -> None:
             )
             optimizer.step()
             optimizer.zero_grad()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
             if (step + 1) % 100 == 0 or step + 1 == cfg.steps:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
                 row = {"step": step + 1, "loss": loss.item(), "seconds": round(time.monotonic() - began, 1)}
                 row["accuracy"] = accuracy(pair, val_pixels, val_pooled, val_captions)
                 log.write(json.dumps(row) + "\n")
                 log.flush()
+            if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+                state = {f"model.{k}": v for k, v in pair.state_dict().items()}
+                state |= {f"optim.{k}": v for k, v in optimizer_tensors(optimizer, named).items()}
+                checkpoint.save(cfg.out, step + 1, state, {"seconds": time.monotonic() - began})
     numbers = {"accuracy_val": round(accuracy(pair, val_pixels, val_pooled, val_captions), 3)}
     print(numbers)
     save_part(

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from i2v import load
+from i2v.config import ConfigError
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
 from i2v.diffusion.schedule import Schedule
+from i2v.lora import base_of
 from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import IPAdapterConfig, add_ip_adapter, image_projection
+from i2v.models.lora import TrainedLoRA
 from i2v.models.motion import MotionConfig, add_motion_modules
 from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet, UNetConfig
 from i2v.models.vae import VAE
+from weights_convert.write_lora import write_lora
 
 TINY_UNET = UNetConfig(
     channels=(96, 96), depths=(1, 1), heads=(6, 6), context_dim=128, layers=1, latent_channels=16, groups=16
@@ -34,6 +42,9 @@ TINY_MOTION = MotionConfig(
 # v-prediction: under epsilon a network this small learns nothing at the noisiest timesteps, where x_0's error is the
 # noise error times sigma^2 / alpha^2.
 TINY_SCHEDULE = Schedule(prediction="v")
+
+
+Prediction = Literal["epsilon", "v", "sample"]
 
 
 @dataclass
@@ -52,19 +63,24 @@ class Networks:
     configs: dict[str, Any]
     schedule: Schedule
     init: Path
+    lora: TrainedLoRA | None = None
+    ids: dict[str, Tensor] = field(default_factory=dict)  # caption -> symbols, so that each is cut into them once
 
     @classmethod
-    def build(cls, init: Path, parts: Sequence[str], seed: int, width: int | None = None) -> Networks:
+    def build(
+        cls, init: Path, parts: Sequence[str], seed: int, prediction: Prediction | None = None, width: int | None = None
+    ) -> Networks:
         """Parts found in `init` are loaded strictly; the others start from random weights drawn with `seed`.
 
+        prediction: what the network learns to predict; None: what `init` was trained for, v where it has no UNet.
         width: channels of a UNet that starts at random, a multiple of 16; None: the miniature's 96.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls._build(init, parts, width)
+            return cls._build(init, parts, prediction, width)
 
     @classmethod
-    def _build(cls, init: Path, parts: Sequence[str], width: int | None) -> Networks:
+    def _build(cls, init: Path, parts: Sequence[str], prediction: Prediction | None, width: int | None) -> Networks:
         def stored(name: str) -> load.PartFile | None:
             path = init / f"{name}.safetensors"
             return load.header(path) if path.is_file() else None
@@ -87,10 +103,10 @@ class Networks:
             heads = width // 16
             unet_config = replace(unet_config, channels=(width, width), heads=(heads, heads))
             motion_config = replace(motion_config, heads=heads)
-        unet_config, motion_config = (
-            file.config if (file := stored(name)) is not None else config
-            for name, config in (("unet", unet_config), ("motion", motion_config))
-        )
+        if (file := stored("unet")) is not None:
+            unet_config = file.config
+        if (file := stored("motion")) is not None:
+            motion_config = file.config
         configs: dict[str, Any] = {"unet": unet_config, "motion": motion_config, "text_encoder": text_config}
         text_encoder = CLIPTextModel(text_config)
         for table in (m for m in text_encoder.modules() if isinstance(m, nn.Embedding)):
@@ -127,6 +143,10 @@ class Networks:
                     module.load_state_dict(mine)
                 if tensors:
                     raise ValueError(f"{file.path} has no place for {next(iter(tensors))}")
+        trained_for = stored("unet")
+        schedule = TINY_SCHEDULE
+        if trained_for is not None and "schedule" in trained_for.metadata:
+            schedule = load.schedule_of(trained_for)
         for frozen in (vae, image_encoder):
             if frozen is not None:
                 frozen.requires_grad_(False).eval()
@@ -141,7 +161,7 @@ class Networks:
             image_encoder,
             image_proj,
             configs,
-            TINY_SCHEDULE,
+            replace(schedule, prediction=prediction or schedule.prediction),
             init,
         )
 
@@ -165,23 +185,84 @@ class Networks:
             if isinstance(value, nn.Parameter)
         }
 
-    def condition(self, captions: Sequence[str], pictures: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Text context (B, L, C) and image tokens (B, M, C), None without a Content-Adapter."""
-        context = self.text_encoder(self.tokenizer.encode(list(captions))).last_hidden_state
-        if pictures is None or self.image_encoder is None or self.image_proj is None:
-            return context, None
-        with torch.no_grad():
-            embeds = self.image_encoder(pictures).image_embeds
-        return context, self.image_proj(embeds)
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
 
-    def encoded_world(self, folder: Path, world: str, split: str, clips: int) -> WorldLatents:
+    def to(self, device: torch.device) -> Networks:
+        """Everything there; the parameters stay the same objects."""
+        for network in (self.vae, self.text_encoder, self.unet, self.image_encoder, self.image_proj):
+            if network is not None:
+                network.to(device)
+        return self
+
+    def add_lora(self, patterns: Sequence[str], rank: int, seed: int) -> dict[str, nn.Parameter]:
+        """Put trained low-rank changes on the layers of the UNet that the patterns ("unet.*to_q") name.
+
+        Returns their A and B as "lora.<key>". From then on `predict` uses them, all else is frozen.
+        Raises ConfigError for a pattern of another part or without a layer.
+        """
+        if elsewhere := [p for p in patterns if not p.startswith("unet.")]:
+            raise ConfigError(f"--lora changes the image UNet; --train {elsewhere[0]!r} must begin with unet.")
+        for parameter in self.named_parameters().values():
+            parameter.requires_grad_(False)
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            self.lora = TrainedLoRA(self.unet, [p.removeprefix("unet.") for p in patterns], rank, generator)
+        except ValueError as error:
+            raise ConfigError(f"--lora: {error}") from None
+        return {f"lora.{k}": v for k, v in self.lora.parameters.items()}
+
+    def predict(self, *arguments: Any, **settings: Any) -> Tensor:
+        """The UNet's prediction, with the LoRA that is trained."""
+        return (self.lora or self.unet)(*arguments, **settings)
+
+    def condition(self, captions: Sequence[str], image_embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Text context (B, L, C) and image tokens (B, M, C), None without a Content-Adapter."""
+        for caption in captions:
+            if caption not in self.ids:
+                self.ids[caption] = self.tokenizer.encode([caption])[0]
+        ids = torch.stack([self.ids[caption] for caption in captions]).to(self.device, non_blocking=True)
+        context = self.text_encoder(ids).last_hidden_state
+        if image_embeds is None or self.image_proj is None:
+            return context, None
+        return context, self.image_proj(image_embeds)
+
+    @torch.no_grad()
+    def image_embeds(self, data: WorldLatents, folder: Path) -> Tensor | None:
+        """(clips + 1, D) what CLIP makes of each clip's first frame and, last, of zero pixels; None without CLIP.
+
+        Kept in `folder` for the next run.
+        """
+        if self.image_encoder is None:
+            return None
+        about = [repr(data.world), data.split, data.style, str(data.size), _digest(self.image_encoder.state_dict())]
+        file = folder / f"image-embeds-{hashlib.sha256('/'.join(about).encode()).hexdigest()[:12]}-{len(data)}.npy"
+        if file.is_file():
+            return torch.from_numpy(np.load(file)).to(self.device)
+        out, waiting = [], []
+        zero = torch.zeros(3, data.size, data.size)
+        for picture in chain(tqdm(data.pictures(), "image embeddings", len(data), mininterval=2), [zero]):
+            waiting.append(picture)
+            if len(waiting) == 256 or picture is zero:
+                out.append(self.image_encoder(torch.stack(waiting).to(self.device)).image_embeds.float())
+                waiting.clear()
+        embeds = torch.cat(out)
+        aside = file.with_name(f".{file.name}.{os.getpid()}.npy")
+        np.save(aside, embeds.cpu().numpy())
+        os.replace(aside, file)
+        return embeds
+
+    def encoded_world(self, folder: Path, world: str, split: str, clips: int, style: str = "") -> WorldLatents:
         """Clips of the procedural world as latents; 16 frames of 64x64 pixels."""
 
         @torch.no_grad()
         def encode(pixels: Tensor) -> Tensor:
-            return self.vae.encode(pixels).mode()
+            return self.vae.encode(pixels.to(self.device)).mode()
 
-        return WorldLatents(folder / world, WORLDS[world], split, clips, 16, 64, encode, self.vae_id)
+        folder = folder / (f"{world}-{style}" if style else world)
+        chunk = 1 if self.device.type == "cpu" else 64
+        return WorldLatents(folder, WORLDS[world], split, clips, 16, 64, encode, self.vae_id, style, chunk)
 
     def summary(self, trained: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
         """Per part: how many parameters there are and how many are trained."""
@@ -193,8 +274,16 @@ class Networks:
         return out
 
     def export(self, folder: Path, trained: Mapping[str, Tensor], **facts: Any) -> None:
-        """One file per part. Parts without a trained tensor are copied from `init` to the byte, so that hashes stay."""
+        """One file per part. Parts without a trained tensor are copied from `init` to the byte, so that hashes stay.
+
+        A trained LoRA is the file lora.safetensors beside them, for sample.py's --lora.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        if self.lora is not None:
+            pairs = {k: replace(v, down=v.down.half(), up=v.up.half()) for k, v in self.lora.pairs().items()}
+            base = base_of({"unet": self.unet, "text_encoder": self.text_encoder})
+            if base is not None:  # always: a UNet is among the modules
+                write_lora(folder / "lora.safetensors", {"unet": pairs}, base, **facts)
         for name, tensors in self.modules().items():
             touched = any(k.split(".")[0] == name for k in trained)
             source = self.init / f"{name}.safetensors"
@@ -219,5 +308,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 of some tensors' values in key order."""
     out = hashlib.sha256()
     for _, value in sorted(tensors.items()):
-        out.update(value.contiguous().numpy().tobytes())
+        out.update(value.contiguous().cpu().numpy().tobytes())
     return out.hexdigest()

@@ -39,4 +39,4 @@ def restore_optimizer(
         slot, name = key.split(".", 1)
         if name not in named:
             raise ValueError(f"optimizer state names {name!r}, which is not trained now")
-        optimizer.state[named[name]][slot] = value.clone()
+        optimizer.state[named[name]][slot] = value.to(named[name].device, copy=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from i2v.data import latents
 from i2v.data.latents import WorldLatents
+from i2v.data.styles import STYLES, styled_clip
 from i2v.data.world import LEVEL_1, WorldConfig, make_clip
 from i2v.picture import clip_pixels
 
@@ -63,8 +66,37 @@ def test_a_clip_is_the_callers_own(tmp_path: Path) -> None:
 def test_the_picture_is_the_first_frame_for_clip(tmp_path: Path) -> None:
     data = open_cache(tmp_path, Encoder())
     frame = make_clip(LEVEL_1, "train", 2, num_frames=5, size=32).frames[0]
-    assert data.picture(2).shape == (3, 32, 32)
-    assert torch.equal(data.picture(2), clip_pixels(frame, 32)[0])
+    pictures = list(data.pictures())
+    assert len(pictures) == 4 and pictures[2].shape == (3, 32, 32)
+    assert torch.equal(pictures[2], clip_pixels(frame, 32)[0])
+
+
+def test_a_style_has_its_own_clips(tmp_path: Path) -> None:
+    plain, styled = open_cache(tmp_path / "1", Encoder()), open_cache(tmp_path / "2", Encoder(), style="night")
+    frames = STYLES["night"](make_clip(LEVEL_1, "train", 3, num_frames=5, size=32).frames)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert torch.equal(styled.clip(3, slice(None)), Encoder()(pixels).half().float())
+    assert styled.captions == plain.captions and not torch.equal(styled.clip(3, [0]), plain.clip(3, [0]))
+    assert torch.equal(list(styled.pictures())[3], clip_pixels(frames[0], 32)[0])
+    again = Encoder()
+    open_cache(tmp_path / "2", again, style="pastel")
+    assert again.calls == 4  # another style is other clips
+
+
+def test_chunks_of_clips_are_encoded_alike(tmp_path: Path) -> None:
+    encode = Encoder()
+    chunked = open_cache(tmp_path / "1", encode, chunk=3)
+    assert encode.calls == 2 and np.array_equal(chunked.latents, open_cache(tmp_path / "2", Encoder()).latents)
+
+
+def test_processes_draw_what_one_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = partial(styled_clip, LEVEL_1, "train", 1, 16, "")
+    alone = [draw(index) for index in range(40)]
+    monkeypatch.setattr(latents, "MANY", 40)
+    monkeypatch.setattr(latents, "cores", lambda: 4)
+    together = list(latents._drawn(draw, 40))
+    assert [c.caption for c in together] == [c.caption for c in alone]
+    assert all(np.array_equal(a.frames, b.frames) for a, b in zip(alone, together, strict=True))
 
 
 def test_encoded_once(tmp_path: Path) -> None:

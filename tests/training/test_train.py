@@ -18,6 +18,8 @@ from toy_training import PAUSED, Toy, same, weights
 import train
 from i2v.config import ConfigError
 from i2v.training import checkpoint
+from i2v.training.batches import Batch, Batches
+from i2v.training.networks import Networks
 
 # Made with torch 2.13.0 on a CPU, one thread; weights and draws come from numpy's Philox, not from torch.
 LOSSES = [1.204252, 1.156233, 1.028263, 1.309631, 0.974761, 1.033366]
@@ -35,24 +37,32 @@ def equals(out: Path, unbroken: Path) -> bool:
     return exported and same(weights(newest[0]), weights(newest[1]))
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
-    """SIGTERM arrives while the batch that starts with `sample` is drawn."""
-    draw = train.draw
+def stop_at(monkeypatch: pytest.MonkeyPatch, sample: int, number: int = signal.SIGTERM) -> None:
+    """The signal arrives while the batch that starts with `sample` is drawn."""
+    draw = Batches.draw
 
-    def interrupted(cfg: Any, data: Any, networks: Any, first: int, count: int) -> train.Batch:
+    def interrupted(self: Batches, first: int, count: int) -> Batch:
         if first == sample:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return draw(cfg, data, networks, first, count)
+            os.kill(os.getpid(), number)
+        return draw(self, first, count)
 
-    monkeypatch.setattr(train, "draw", interrupted)
+    monkeypatch.setattr(Batches, "draw", interrupted)
 
 
-def test_sigterm_saves_and_exits_and_the_same_command_goes_on(
-    toy: Toy, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
+    toy: Toy,
+    unbroken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
 ) -> None:
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        stop_at(patch, 6)  # in the fourth step, which is finished first
+        stop_at(patch, 6, number)  # in the fourth step, which is finished first
         toy.run(tmp_path, save_every=100)
+    assert toy.code == 128 + number and signal.getsignal(number) == handler
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000004"]
     assert not (tmp_path / "weights").exists() and "stopped by a signal at step 4" in capsys.readouterr().out
     toy.run(tmp_path, save_every=100)
@@ -100,14 +110,49 @@ def test_the_same_command_after_the_end_changes_nothing(toy: Toy, unbroken: Path
     assert equals(tmp_path, unbroken)  # and two runs are the same run
 
 
-def test_changed_settings_are_told(
+def test_changed_settings_are_refused_unless_they_are_named(
     toy: Toy, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors, facts = checkpoint.load(unbroken / "step-000006")
     checkpoint.save(tmp_path, 6, tensors, {"config": facts["config"], "seconds": 1.0})
-    toy.run(tmp_path, lr=0.5)
+    with pytest.raises(ConfigError) as refused:
+        toy.run(tmp_path, lr=0.5, warmup=1, save_every=3)
+    said = str(refused.value)
+    assert "lr: 0.01 -> 0.5" in said and "warmup: 2 -> 1" in said and "--allow-change lr warmup" in said
+    assert "seed" not in said and "save_every" not in said  # what changes no weight may change
+    with pytest.raises(ConfigError, match="warmup: 2 -> 1"):
+        toy.run(tmp_path, lr=0.5, warmup=1, allow_change=("lr",))
+    with pytest.raises(ConfigError, match="--allow-change learning_rate: there is no such"):
+        toy.run(tmp_path, allow_change=("learning-rate",))
+    toy.run(tmp_path, lr=0.5, warmup=1, allow_change=("lr,warmup",))
+    assert "going on from" in capsys.readouterr().out
+
+
+def test_settings_that_an_older_run_did_not_have_are_their_defaults(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
+    tensors, facts = checkpoint.load(unbroken / "step-000006")
+    older = {k: v for k, v in facts["config"].items() if k not in ("min_snr", "lora", "device")}
+    checkpoint.save(tmp_path, 6, tensors, {"config": older, "seconds": 1.0})
+    toy.run(tmp_path)
+    with pytest.raises(ConfigError, match="min_snr: 0.0 -> 5.0"):
+        toy.run(tmp_path, min_snr=5.0)
+
+
+def test_a_tensor_without_a_gradient_is_told(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The text's gradient is cut off; without that a run of as many steps says nothing."""
+    toy.run(tmp_path / "1", train=("i2v_adapter.*", "text_encoder.*"), steps=11)
+    assert "no gradient" not in capsys.readouterr().out
+    condition = Networks.condition
+
+    def cut_off(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        context, tokens = condition(*arguments)
+        return context.detach(), tokens
+
+    monkeypatch.setattr(Networks, "condition", cut_off)
+    toy.run(tmp_path / "2", train=("i2v_adapter.*", "text_encoder.*"), steps=11)
     said = capsys.readouterr().out
-    assert "settings differ" in said and "'lr': (0.01, 0.5)" in said and "seed" not in said
+    assert "no gradient has reached text_encoder." in said and "reached i2v_adapter" not in said
 
 
 def test_another_choice_of_tensors_needs_another_folder(toy: Toy, unbroken: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from i2v import config
 from i2v.config import ConfigError
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS, captions
+from i2v.training.batches import Batch, Batches
 from i2v.training.networks import Networks
 
 
@@ -37,9 +38,13 @@ def networks(toy: Toy) -> Networks:
     return built
 
 
-def joined(batches: list[train.Batch]) -> dict[str, Any]:
+def drawn(cfg: train.Training, data: WorldLatents, networks: Networks, first: int, count: int) -> Batch:
+    return Batches(cfg, data, networks).draw(first, count)
+
+
+def joined(batches: list[Batch]) -> dict[str, Any]:
     out: dict[str, Any] = {"captions": [c for b in batches for c in b.captions]}
-    for name in ("latents", "noise", "timesteps", "pictures"):
+    for name in ("latents", "noise", "timesteps", "image_embeds"):
         out[name] = torch.cat([getattr(b, name) for b in batches])
     return out
 
@@ -55,14 +60,14 @@ def test_draws_depend_on_seed_and_sample_alone(toy: Toy, data: WorldLatents, net
 
     def draws(sizes: list[int], first: int = 0, **changed: Any) -> dict[str, Any]:
         starts = [first + sum(sizes[:k]) for k in range(len(sizes))]
-        return joined([train.draw(replace(cfg, **changed), data, networks, s, n) for s, n in zip(starts, sizes)])
+        return joined([drawn(replace(cfg, **changed), data, networks, s, n) for s, n in zip(starts, sizes)])
 
     whole = draws([12])
     assert equal(whole, draws([2] * 6)) and equal(whole, draws([1, 5, 6], batch=3, steps=99, lr=1.0))
     tail = draws([4], first=8)
     assert torch.equal(tail["noise"], whole["noise"][8:]) and tail["captions"] == whole["captions"][8:]
     other = draws([12], seed=1)
-    assert all(not torch.equal(whole[k], other[k]) for k in ("latents", "noise", "timesteps", "pictures"))
+    assert all(not torch.equal(whole[k], other[k]) for k in ("latents", "noise", "timesteps", "image_embeds"))
     assert len({tuple(row.flatten()[:3].tolist()) for row in whole["noise"]}) == 12
     assert whole["latents"].shape == whole["noise"].shape == (12, 3, 4, 4, 4)
 
@@ -71,25 +76,26 @@ def test_timesteps_are_uniform_and_conditions_are_dropped_as_often_as_asked(
     toy: Toy, data: WorldLatents, networks: Networks
 ) -> None:
     cfg = toy.config(drop_text=0.3, drop_image=0.2, num_frames=1, clips=6)
-    batch = train.draw(cfg, data, networks, 0, 400)
+    batch = drawn(cfg, data, networks, 0, 400)
     counts = torch.histc(batch.timesteps.float(), 10, 0, 1000)
     assert batch.timesteps.min() >= 0 and batch.timesteps.max() < 1000 and (counts - 40).abs().max() <= 3
-    assert batch.pictures is not None
+    zero = networks.image_embeds(data, cfg.cache)
+    assert batch.image_embeds is not None and zero is not None
     no_text = [caption == "" for caption in batch.captions]
-    no_image = [not picture.any() for picture in batch.pictures]
+    no_image = [torch.equal(embeds, zero[-1]) for embeds in batch.image_embeds]
     assert sum(no_text) / 400 == pytest.approx(0.3, abs=0.07) and sum(no_image) / 400 == pytest.approx(0.2, abs=0.06)
     assert sum(a and b for a, b in zip(no_text, no_image)) / 400 == pytest.approx(0.06, abs=0.035)  # independently
     assert set(batch.captions) - {""} == set(data.captions)
     assert len({tuple(z.flatten().tolist()) for z in batch.latents}) > 40  # single pictures come from the whole clip
-    bare = train.draw(replace(cfg, parts=("motion",)), data, networks, 0, 2)
-    assert bare.pictures is None and torch.equal(bare.latents, batch.latents[:2])
+    bare = drawn(replace(cfg, parts=("motion",)), data, networks, 0, 2)
+    assert bare.image_embeds is None and torch.equal(bare.latents, batch.latents[:2])
 
 
 def test_a_clip_keeps_its_whole_motion(toy: Toy, data: WorldLatents, networks: Networks) -> None:
     """First and last frame are always among the frames, the others evenly between."""
     for number, frames in ((2, [0, 15]), (3, [0, 8, 15]), (4, [0, 5, 10, 15]), (16, list(range(16)))):
-        drawn = train.draw(toy.config(num_frames=number), data, networks, 0, 1).latents[0]
-        assert any(torch.equal(drawn, data.clip(index, frames)) for index in range(len(data)))
+        clip = drawn(toy.config(num_frames=number), data, networks, 0, 1).latents[0]
+        assert any(torch.equal(clip, data.clip(index, frames)) for index in range(len(data)))
 
 
 def seen_by_unet(networks: Networks, run: Any) -> tuple[Tensor, Tensor]:
@@ -113,7 +119,7 @@ def test_the_first_frame_is_clean_and_out_of_the_loss(
 ) -> None:
     """Off, all of it turns around: the test sees what the setting does."""
     cfg = toy.config(clean_first=clean)
-    batch = train.draw(cfg, data, networks, 0, 2)
+    batch = drawn(cfg, data, networks, 0, 2)
     given, gradient = seen_by_unet(networks, lambda: train.loss_of(cfg, networks, batch))
     noisy = networks.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     assert torch.equal(given[:, 1:], noisy[:, 1:])
@@ -133,7 +139,7 @@ def test_trained_tensors_alone_get_gradients(toy: Toy, data: WorldLatents, netwo
     """All of them, and only they."""
     cfg = toy.config()
     chosen = train.trained_tensors(cfg, networks)
-    batch = train.draw(cfg, data, networks, 0, 2)
+    batch = drawn(cfg, data, networks, 0, 2)
     train.loss_of(cfg, networks, batch).mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in chosen.values())
     assert all(p.grad is None for name, p in networks.named_parameters().items() if name not in chosen)
@@ -141,13 +147,13 @@ def test_trained_tensors_alone_get_gradients(toy: Toy, data: WorldLatents, netwo
 
 def test_single_pictures_have_no_known_frame(toy: Toy, data: WorldLatents, networks: Networks) -> None:
     cfg = toy.config(num_frames=1, clean_first=True)
-    assert torch.isfinite(train.loss_of(cfg, networks, train.draw(cfg, data, networks, 0, 2))).all()
+    assert torch.isfinite(train.loss_of(cfg, networks, drawn(cfg, data, networks, 0, 2))).all()
 
 
 def test_bfloat16_computes_and_float32_stores(toy: Toy, data: WorldLatents, networks: Networks) -> None:
     full, half = toy.config(), toy.config(dtype="bfloat16")
     chosen = train.trained_tensors(half, networks)
-    batch = train.draw(full, data, networks, 0, 2)
+    batch = drawn(full, data, networks, 0, 2)
     a, b = (train.loss_of(cfg, networks, batch) for cfg in (full, half))
     assert b.dtype == torch.float32 and not torch.equal(a, b) and torch.allclose(a, b, rtol=0.05)
     b.mean().backward()
@@ -174,11 +180,16 @@ def test_a_pattern_that_matches_nothing_is_an_error(toy: Toy, tmp_path: Path) ->
 
 def test_validation_is_repeatable_and_told_by_words(toy: Toy, data: WorldLatents, networks: Networks) -> None:
     cfg = toy.config()
-    row = train.validate(cfg, networks, data)
+
+    def validated(**changed: Any) -> dict[str, float]:
+        other = replace(cfg, **changed)
+        return train.validate(other, networks, train.held_out(other, networks))
+
+    row = validated()
     assert set(row) == {f"{kind}_{t}" for kind in ("val", "gap") for t in (200, 400, 600, 800, 950)}
-    assert row == train.validate(replace(cfg, seed=5, drop_text=1.0, drop_image=1.0), networks, data)
+    assert row == validated(seed=5, drop_text=1.0, drop_image=1.0)
     assert all(abs(v) > 1e-7 for k, v in row.items() if k.startswith("gap"))  # even a random text encoder is heard
-    assert not [k for k in train.validate(replace(cfg, num_frames=1), networks, data) if k.startswith("gap")]
+    assert not [k for k in validated(num_frames=1) if k.startswith("gap")]
 
 
 @pytest.mark.parametrize("level", WORLDS)

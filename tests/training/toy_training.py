@@ -113,7 +113,7 @@ class Toy:
         handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
         try:
             with small_networks():
-                train.main(self.flags(out, **changed))
+                self.code = train.main(self.flags(out, **changed))
         finally:  # what a run sets for its process
             signal.signal(signal.SIGTERM, handler)
             torch.set_num_threads(threads)

@@ -1,0 +1,206 @@
+"""All stages of a model in order, from one file: `python train.py --recipe configs/tiny`.
+
+`recipe.json` in the folder holds a list of stages. A stage has a `name` (its folder below --out), a `kind` ("train" is
+train.py's loop, "vae" and "clip" their own scripts), settings (`config`: a file beside the recipe, or below it; then
+`settings`, which win) and `gates`, numbers of its log that must be reached before the next stage begins.
+
+Every stage starts from the folder of weights that the one before left and leaves a complete one. A finished stage is
+known by its `done.json`, which holds its settings and the hashes of what went in and came out, and is skipped; an
+unfinished one goes on from its own newest checkpoint. So the same command goes on wherever it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from i2v import config, load
+from i2v.config import ConfigError, flag
+from i2v.parts import sha256
+from i2v.training import clip, vae
+from i2v.training.settings import FREE
+
+Main = Callable[[list[str]], int | None]
+PRODUCTS = {"vae": "vae.safetensors", "clip": "image_encoder.safetensors"}
+COMPARE = {">=": operator.ge, "<=": operator.le}
+PREVIOUS = "<previous>"  # in a setting: the folder of weights of the stage before
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Train all stages of a model, one after the other; stopped, the same command goes on."""
+
+    recipe: Path = flag(Path("configs/tiny"), "folder with recipe.json and the settings of its stages")
+    out: Path | None = flag(None, "folder of the runs; not given: runs/ and the name of the recipe's folder")
+    device: str = flag("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1")
+    ignore_gates: bool = flag(False, "go on although a stage has not reached its numbers")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A number of a stage's log, and what to do where it is not reached."""
+
+    number: str
+    sign: str
+    bound: float
+    advice: str
+
+    def told(self, value: float) -> str:
+        return f"{self.number} = {value:.4g}, wanted {self.sign} {self.bound:g}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    kind: str
+    settings: Mapping[str, Any]
+    gates: tuple[Gate, ...]
+
+
+def read(folder: Path) -> tuple[Mapping[str, Any], list[Stage]]:
+    """What the recipe starts from, {"folder": ..., "files": [...]}, and its stages. Raises ConfigError."""
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise ConfigError(f"--recipe {folder}: there is no {path}; configs/tiny has one")
+    values, stages = config.read(path), []
+    if not isinstance(values.get("stages"), list) or not isinstance(values.get("start"), dict):
+        raise ConfigError(f"{path}: expected an object with `start` and a list `stages`")
+    for stage in values["stages"]:
+        name = stage.get("name", "?")
+        if unknown := stage.keys() - {"name", "kind", "config", "settings", "gates"}:
+            raise ConfigError(f"{path}: stage {name!r} knows no {unknown.pop()!r}")
+        if stage.get("kind") not in ("train", *PRODUCTS):
+            raise ConfigError(f"{path}: stage {name!r} is of kind {stage.get('kind')!r}, not train, vae or clip")
+        settings = config.read(folder / stage["config"]) if "config" in stage else {}
+        gates = tuple(Gate(*gate) for gate in stage.get("gates", ()))
+        if wrong := [g.sign for g in gates if g.sign not in COMPARE]:
+            raise ConfigError(f"{path}: stage {name!r} compares with {wrong[0]!r}, not {' or '.join(COMPARE)}")
+        stages.append(Stage(name, stage["kind"], {**settings, **stage.get("settings", {})}, gates))
+    return values["start"], stages
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.iterdir())}
+
+
+def numbers(folder: Path) -> dict[str, float]:
+    """The last value of every number of the stage's log, then those that its weights carry."""
+    out: dict[str, float] = {}
+    log = folder / "log.jsonl"
+    for line in log.read_text().splitlines() if log.is_file() else ():
+        out |= json.loads(line)
+    for file in (folder / name for name in PRODUCTS.values()):
+        if file.is_file():
+            found = load.header(file).metadata.get("numbers", {})
+            out |= {k: v for k, v in found.items() if isinstance(v, (int, float))}
+    return out
+
+
+def settings_of(stage: Stage, out: Path, previous: Path, device: str) -> dict[str, Any]:
+    """The stage's settings with the folders of this run in them."""
+    given = {
+        k: v.replace(PREVIOUS, str(previous)) if isinstance(v, str) else v for k, v in stage.settings.items()
+    } | {"out": str(out / stage.name)}
+    if stage.kind == "train":
+        given |= {"init": str(previous), "cache": str(out / "latents"), "device": device}
+    if stage.kind == "clip":
+        given |= {"init": str(previous), "device": device}
+    return given
+
+
+def finished(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Whether the stage is there as it would be made now. Raises ConfigError where it was made otherwise."""
+    done = folder / "done.json"
+    if not done.is_file():
+        return False
+    before = json.loads(done.read_text())
+    names = sorted((before["settings"].keys() | settings.keys()) - FREE - {"init"})
+    lines = [
+        f"\n  {k}: {before['settings'].get(k)!r} -> {settings.get(k)!r}"
+        for k in names
+        if before["settings"].get(k) != settings.get(k)
+    ]
+    other = [name for name, value in sorted(before["inputs"].items()) if inputs.get(name) != value]
+    lines += [f"\n  {name}, from which it starts, is another one" for name in other]
+    if lines:
+        raise ConfigError(
+            f"{folder} was made otherwise:{''.join(lines)}\ndelete {folder} to make it again, or take another --out"
+        )
+    if hashes(folder / "weights") != before["outputs"]:
+        raise ConfigError(f"{folder / 'weights'} has been changed since it was made; delete {folder} to make it again")
+    return True
+
+
+def check(stage: Stage, folder: Path, ignore: bool) -> None:
+    """Print the gates. Raises ConfigError at the first that is not reached, unless they are ignored."""
+    found = numbers(folder)
+    for gate in stage.gates:
+        if gate.number not in found:
+            raise ConfigError(f"{folder / 'log.jsonl'} has no number {gate.number!r}, which a gate of the recipe names")
+        value = found[gate.number]
+        reached = COMPARE[gate.sign](value, gate.bound)
+        print(f"{stage.name}: {gate.told(value)}: {'reached' if reached else 'NOT reached'}")
+        if not reached and not ignore:
+            raise ConfigError(
+                f"stage {stage.name!r} stops the recipe: {gate.told(value)}. {gate.advice} (delete {folder} to make it "
+                "again with other settings); --ignore-gates goes on all the same"
+            )
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copy what the target folder of weights does not have."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)
+
+
+def run(cfg: Recipe, mains: Mapping[str, Main]) -> int:
+    """The stages in order; 0, or the exit code of the stage that was stopped."""
+    start, stages = read(cfg.recipe)
+    out = cfg.out or Path("runs") / cfg.recipe.resolve().name
+    previous = out / "start"
+    previous.mkdir(parents=True, exist_ok=True)
+    for name in start["files"]:
+        source = Path(start["folder"]) / name
+        if not source.is_file():
+            raise ConfigError(f"{source}: there is no such file, which the recipe in {cfg.recipe} starts from")
+        if not (previous / name).exists():
+            shutil.copyfile(source, previous / name)
+    for number, stage in enumerate(stages, 1):
+        folder = out / stage.name
+        settings = settings_of(stage, out, previous, cfg.device)
+        inputs = hashes(previous)
+        if finished(folder, settings, inputs):
+            print(f"stage {number} of {len(stages)}, {stage.name}: finished before")
+        else:
+            print(f"stage {number} of {len(stages)}, {stage.name}", flush=True)
+            file = out / f"{stage.name}.json"
+            config.write_text(file, json.dumps(settings, indent=2) + "\n")
+            if code := mains[stage.kind](["--config", str(file)]):
+                return code
+            weights = folder / "weights"
+            if stage.kind in PRODUCTS:
+                weights.mkdir(exist_ok=True)
+                shutil.copyfile(folder / PRODUCTS[stage.kind], weights / PRODUCTS[stage.kind])
+            carry(previous, weights)
+            done = {"settings": settings, "inputs": inputs, "outputs": hashes(weights), "numbers": numbers(folder)}
+            config.write_text(folder / "done.json", json.dumps(done, indent=2) + "\n")
+        check(stage, folder, cfg.ignore_gates)
+        previous = folder / "weights"
+    finished_weights = out / "weights"
+    shutil.rmtree(finished_weights, ignore_errors=True)
+    shutil.copytree(previous, finished_weights)
+    print(f"finished: python sample.py --weights {finished_weights} --image PICTURE --prompt TEXT")
+    return 0
+
+
+def main(argv: Sequence[str], train_main: Main) -> int:
+    """The command line; `train_main` is train.py's, which this package does not import."""
+    cfg = config.from_command_line(Recipe, argv, prog="train.py --recipe")
+    return run(cfg, {"train": train_main, "vae": vae.main, "clip": clip.main})
