@@ -104,7 +104,11 @@ def read_pipeline(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     settings = folder / "scheduler" / "scheduler_config.json"
     if settings.is_file():
-        prediction = str(json.loads(settings.read_text(encoding="utf-8")).get("prediction_type", "epsilon"))
+        try:
+            values = json.loads(settings.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConversionError(f"{settings}: expected json, {error}; take the folder anew") from error
+        prediction = str(values.get("prediction_type", "epsilon")) if isinstance(values, dict) else "epsilon"
         if prediction != "epsilon":
             advice = "use a model that predicts the noise"
             raise ConversionError(f"{settings}: its network predicts {prediction!r}, expected 'epsilon'; {advice}")

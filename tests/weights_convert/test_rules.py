@@ -12,6 +12,7 @@ from weights_convert.rules import (
     ConversionError,
     Drop,
     Join,
+    Lookup,
     Rebuild,
     Rename,
     Rule,
@@ -116,6 +117,22 @@ def test_ops_and_their_inverse() -> None:
 def test_an_inverted_rule_matches_no_more_than_it_should() -> None:
     rules: list[Rule] = [Rename("x.{kv:k|v}", "y.{kv}")]
     fails(numbered("y.k", "y.q"), inverted(rules), "y.q (2,): no rule claims it")
+
+
+def test_names_that_a_table_leads_back() -> None:
+    """Each key of the table goes where the rules send the name it stands for, all of them have to be there."""
+    back = (Rename("{n}.w", "new.{n}"),)
+    rules: list[Rule] = [Lookup({"0w": "0.w", "1w": "1.w"}, back, "names without dots"), Rename("{n}.w", "plain.{n}")]
+    source = {"1w": torch.ones(1), "0w": torch.zeros(1), "2.w": torch.ones(1)}
+    out, report = convert(source, rules, "x")
+    assert {k: v.item() for k, v in out.items()} == {"new.0": 0, "new.1": 1, "plain.2": 1}
+    assert report["names without dots"] == 2
+    fails({"0w": torch.zeros(1), "2.w": torch.ones(1)}, rules, "names without dots: claimed 1 keys, expected 2")
+    fails(source | {"2w": torch.zeros(1)}, rules, "2w (1,): no rule claims it")
+    fails({"0w": torch.zeros(1)}, [Lookup({"0w": "0.other"}, back, "a table")], "0w (1,): no rule claims it")
+    moved = prefixed(rules, "in.", "out.")
+    assert "out.new.1" in convert({f"in.{k}": v for k, v in source.items()}, moved, "x")[0]
+    assert len(inverted(rules)) == 1  # a table is never written
 
 
 def test_prefixes() -> None:

@@ -77,7 +77,7 @@ def _others(keys: Collection[str] | None) -> list[Rule]:
 
     Many of them mean that the file is something else, so that no rule claims them and they are an error.
     """
-    rules: list[Rule] = [Drop(f"{{p:{'|'.join(BUFFERS)}}}", "part of the noise schedule, which is a config here")]
+    rules: list[Rule] = [Drop(name, "part of the noise schedule, which is a config here") for name in BUFFERS]
     strange = [key for key in keys or () if not key.startswith(KNOWN) and key not in BUFFERS]
     if not 0 < len(strange) <= MOST_STRANGE:
         return rules
