@@ -84,8 +84,8 @@ def run(cfg: MiniatureEvaluation) -> None:
         raise ConfigError(f"--docs {cfg.docs}: there is no such file")
     world, preset = world_of(cfg), find("tiny")
     bench = Bench(cfg.weights, cfg.device, cfg.dtype, preset.num_frames, world.motions, world.cameras)
-    pipe = pipeline(bench)
     questions = held_out_set(world, cfg.scenes, preset.num_frames, preset.side, cfg.pictures)
+    pipe = pipeline(bench)
     guidance = preset.guidance_scale if cfg.guidance_scale is None else cfg.guidance_scale
     full = Variant("sampled", cfg.steps, guidance, preset.t0, preset.p)
     plan = Evaluation(world, pipe, questions, full, {})

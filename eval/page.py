@@ -93,7 +93,7 @@ def _table(table: Table) -> str:
         cells = [f"<td>{_inline(row[0])}</td>"]
         for i, text in enumerate(row[1:]):
             share = counts[i] / max(sum(counts), 1) if i < len(counts) else 0
-            shade = f' style="background:rgba(47,109,181,{share:.2f})"' if share else ""
+            shade = f' style="background:rgba(47,109,181,{0.6 * share:.2f})"' if share else ""
             cells.append(f"<td{shade}>{_inline(text)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</tbody></table>", f"<p>{_inline(table.note)}</p>" if table.note else ""])
