@@ -46,7 +46,7 @@ def loss_of(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
     noisy = networks.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     # the first frame stays clean, at the same timestep as the others
     noisy = torch.where(known[:, None, None, None], batch.latents, noisy)
-    with torch.autocast(networks.device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+    with torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
         context, image_tokens = networks.condition(batch.captions, batch.image_embeds)
         prediction = networks.predict(
             noisy.flatten(0, 1), batch.timesteps, context, num_frames=frames, image_tokens=image_tokens

@@ -146,7 +146,8 @@ def run(bench: Benchmark, name: str, seed: int, data: WorldLatents, held_out: Wo
     arm = ARMS[name]
     cfg = settings(bench, arm, arm.stages[-1], seed)
     networks = Networks.build(bare(bench), cfg.parts, seed, arm.prediction, arm.width)
-    steps, frames, sample, since = 0, 0, 0, []
+    steps, frames, sample = 0, 0, 0
+    since: list[float] = []
     for stage in arm.stages:
         cfg = settings(bench, arm, stage, seed)
         trained, batches = train.trained_tensors(cfg, networks), Batches(cfg, data, networks)
