@@ -59,9 +59,9 @@ def manifests(start: str) -> dict[str, Entries]:
     return {name: value for name, value in out.items() if name.startswith(start)}
 
 
-def write_sparse(path: Path, entries: Entries) -> None:
+def write_sparse(path: Path, entries: Entries, metadata: Mapping[str, str] | None = None) -> None:
     """The header of the real file over a hole."""
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for key, entry in entries.items():
         kind, width = NAMES[entry["dtype"]]

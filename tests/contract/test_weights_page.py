@@ -1,9 +1,12 @@
-"""docs/weights.md: it names every layout, and its program fills the released model, key for key and shape for shape."""
+"""docs/weights.md: it names every layout, and its commands make the released model, key for key and shape for shape."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2v import parts
-from i2v.models.clip_text import CLIPTextModel
-from i2v.models.clip_vision import CLIPVisionModel
-from i2v.models.i2v_adapter import add_i2v_adapter
-from i2v.models.ip_adapter import add_ip_adapter, image_projection
-from i2v.models.motion import add_motion_modules
-from i2v.models.unet import UNet
-from i2v.models.vae import VAE
+from bench.manifests import FOLDER, manifests, write_sparse
+from i2v.assemble import ModelFiles, plan
+from i2v.parts import CONFIGS, open_part
 from i2v.presets import PRESETS
-from weights_convert import detect
+from weights_convert import convert_file, files
+from weights_convert.__main__ import run
 from weights_convert.known import LAYOUTS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "weights.md").read_text(encoding="utf-8")
@@ -34,50 +33,67 @@ MANIFESTS = {
 
 
 def test_every_layout_is_named() -> None:
-    rows = [line.split("|")[2] for line in PAGE.splitlines() if line.startswith("| ")]
+    table = PAGE[: PAGE.index("## What a file is")]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")]
     assert set(re.findall(r"`([\w-]+)`", " ".join(rows))) == {layout.name for layout in LAYOUTS}
 
 
-def test_the_program_fills_the_released_model(
-    manifest: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The published key lists in place of the files, all without memory."""
-    saved: dict[str, tuple[dict[str, Tensor], Any]] = {}
+def test_every_format_that_is_written_is_named() -> None:
+    for name in (convert_file.OWN, convert_file.MODULE, convert_file.DIFFUSERS):
+        assert f"| `{name}` |" in PAGE
 
-    def read_parts(file: str) -> detect.Parts:
-        listed = manifest(MANIFESTS[file])["tensors"]
-        kinds = {key: getattr(torch, entry["dtype"]) for key, entry in listed.items()}
-        return detect.to_parts(
-            {k: torch.empty(entry["shape"], dtype=kinds[k], device="meta") for k, entry in listed.items()}, file
-        )
 
-    def save_part(path: Path, part: Mapping[str, Tensor], config: Any = None, **metadata: Any) -> None:
-        saved[path.stem] = dict(part), config
-        assert path.stem != "motion" or metadata["schedule"] == PRESETS["i2v-sd15"].networks.schedule
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The released files as holes of full size; what is written is a header over a hole too."""
 
-    monkeypatch.setattr(detect, "read_parts", read_parts)
-    monkeypatch.setattr(parts, "save_part", save_part)
-    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
-    exec(compile(program, "docs/weights.md", "exec"), {})
+    def write(path: Path, tensors: Mapping[str, Tensor], metadata: Any, dtype: Any, done: Any) -> None:
+        entries = {key: {"shape": list(t.shape), "dtype": str(t.dtype)[6:]} for key, t in sorted(tensors.items())}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sparse(path, entries, metadata)
 
-    with torch.device("meta"):
-        unet = UNet(saved["unet"][1])
-        expected = {
-            "unet": unet.state_dict(),
-            "vae": VAE(saved["vae"][1]).state_dict(),
-            "text_encoder": CLIPTextModel(saved["text_encoder"][1]).state_dict(),
-            "image_encoder": CLIPVisionModel(saved["image_encoder"][1]).state_dict(),
-            "motion": parts.flat(add_motion_modules(unet, saved["motion"][1])),
-            "i2v_adapter": parts.flat(add_i2v_adapter(unet)),
-            "ip_adapter": parts.flat(
-                {
-                    "image_proj": image_projection(saved["ip_adapter"][1]),
-                    **{f"ip_adapter.{path}": module for path, module in add_ip_adapter(unet).items()},
-                }
-            ),
-        }
-    for part, tensors in expected.items():
-        got = saved[part][0]
-        assert {k: v.shape for k, v in got.items()} == {k: v.shape for k, v in tensors.items()}, part
-    assert saved.keys() == expected.keys()
-    assert saved["vae"][1] == PRESETS["i2v-sd15"].networks.vae
+    monkeypatch.setattr(files, "write", write)
+    monkeypatch.setattr(convert_file, "sha256", lambda path: "0" * 64)
+    monkeypatch.chdir(tmp_path)
+    for file, name in MANIFESTS.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        write_sparse(tmp_path / file, manifests(name)[name])
+    return tmp_path
+
+
+def commands() -> list[list[str]]:
+    (block,) = re.findall(r"<!-- commands: release -->\n```bash\n(.*?)```", PAGE, re.S)
+    return [shlex.split(line)[3:] for line in block.splitlines()]
+
+
+def test_the_commands_make_the_released_model(released: Path) -> None:
+    """Each command's source is one of the five files; then `sample.py` finds every part, with every shape."""
+    assert sorted(command[1] for command in commands()) == sorted(MANIFESTS)
+    for command in commands():
+        assert run(command) == 0
+    folder = released / "models" / "sd15"
+    made = plan(ModelFiles(preset="i2v-sd15", weights=folder))
+    assert made.problems == []
+    assert made.schedule == PRESETS["i2v-sd15"].networks.schedule
+    assert made.parts["vae"].config == PRESETS["i2v-sd15"].networks.vae
+    for path in folder.glob("*.safetensors"):
+        assert open_part(path, CONFIGS[path.stem]).metadata["base"] == "sd15"
+    sources = open_part(folder / "ip_adapter.safetensors", CONFIGS["ip_adapter"]).metadata["sources"]
+    assert set(sources) == {"ip-adapter-plus_sd15.safetensors", "animatediff_v15_v1_ipplus.pth"}
+
+
+def test_attentions_without_their_projection_are_refused(released: Path) -> None:
+    with pytest.raises(ValueError, match="ip-adapter-plus_sd15"):
+        run(["convert", "animatediff_v15_v1_ipplus.pth", "models/sd15", "--to", "own"])
+    assert not (released / "models").exists()
+
+
+def test_the_written_key_lists_are_the_published_ones(released: Path) -> None:
+    """From a folder of ours into published names: keys, shapes and number formats of the published file."""
+    run(["convert", "i2v_module.pth", "models/sd15", "--to", "own"])
+    run(["convert", "models/sd15", "back.safetensors", "--to", "i2v-module"])
+    content = json.loads(gzip.decompress((FOLDER / "i2v_module.json.gz").read_bytes()))["tensors"]
+    back, _ = files.read(released / "back.safetensors")
+    assert {k: (list(v.shape), v.dtype) for k, v in back.items()} == {
+        k: (v["shape"], getattr(torch, v["dtype"])) for k, v in content.items()
+    }
