@@ -133,8 +133,9 @@ def _refuse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings
         try:
             what = f"in the layout {detect(tensors, file).name!r}"
         except ConversionError as error:
-            raise ConversionError(f"{file}: holds no LoRA ({error})") from None
-        raise ConversionError(f"{file}: holds no LoRA, it is {what}; expected low-rank pairs (lora_down and lora_up)")
+            told = str(error).removeprefix(f"{file}: ").partition(" are in no known layout")[0]
+            raise ConversionError(f"{file}: holds no LoRA: {told}; expected pairs of lora_down and lora_up") from None
+        raise ConversionError(f"{file}: holds no LoRA, it is {what}; expected pairs of lora_down and lora_up")
 
 
 def _grouped(tensors: Mapping[str, Tensor], file: str) -> tuple[str, dict[str, dict[str, Tensor]]]:
@@ -263,6 +264,6 @@ def _own_base(metadata: Mapping[str, str], file: str) -> list[Base]:
         raise ConversionError(f"{file}: {OWN_BASE} in its metadata is not what was written ({error})") from None
 
 
-def _listed(problems: Sequence[str], most: int = 10) -> str:
+def _listed(problems: Sequence[str], most: int = 4) -> str:
     more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
     return f"{len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems[:most]) + more
