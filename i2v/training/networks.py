@@ -85,6 +85,14 @@ class Networks:
             path = init / f"{name}.safetensors"
             return load.header(path) if path.is_file() else None
 
+        needed = {"vae.safetensors": "the VAE", load.TEXT_FILES[0]: "the vocabulary", load.TEXT_FILES[1]: "its merges"}
+        if "ip_adapter" in parts:
+            needed["image_encoder.safetensors"] = "the Content-Adapter's image encoder"
+        for name, what in needed.items():
+            if not (init / name).is_file():
+                raise ConfigError(f"--init {init} has no {name}, {what}; weights/tiny has them all")
+        if unknown := set(parts) - {"motion", "ip_adapter", "i2v_adapter"}:
+            raise ConfigError(f"--parts {unknown.pop()!r}: expected some of motion, ip_adapter, i2v_adapter")
         vae_file = load.header(init / "vae.safetensors")
         vae = VAE(vae_file.config)
         vae.load_state_dict(_float32(vae_file.tensors()))

@@ -1,0 +1,150 @@
+"""A recipe in small: every stage once, stopped and gone on with, its gates, and a folder that makes a video."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toy_training
+from toy_training import small_networks
+
+import train
+from i2v import config
+from i2v.config import ConfigError
+from i2v.load import load
+from i2v.training import clip, networks, recipe, vae
+from i2v.training.settings import Training
+
+TRAIN = {"steps": 2, "batch": 2, "clips": 4, "num_frames": 2, "dtype": "float32", "save_every": 1, "log_every": 1,
+         "validate_every": 2, "threads": 1}  # fmt: skip
+VAE = {"steps": 2, "batch": 2, "frames": 4, "natural": 0.0, "save_every": 1, "size": 64}
+BASE = ["unet.*", "text_encoder.*"]
+STAGES: list[dict[str, Any]] = [
+    {"name": "vae", "kind": "vae", "settings": VAE, "gates": [["psnr_level_1", ">=", -99, "no"]]},
+    {"name": "image", "kind": "train", "config": "image.json",
+     "settings": {"parts": [], "num_frames": 1, "train": BASE}},
+    {"name": "motion", "kind": "train", "settings": {**TRAIN, "parts": ["motion"], "train": [*BASE, "motion.*"],
+     "clean_first": False}, "gates": [["val_800", "<=", 99.0, "More steps."], ["gap_800", ">=", -9.0, "More steps."]]},
+    {"name": "clip", "kind": "clip", "settings": {"steps": 2, "pictures": 4, "batch": 2}},
+    {"name": "content", "kind": "train", "settings": {**TRAIN, "parts": ["motion", "ip_adapter"],
+     "train": ["ip_adapter.*"], "clean_first": False}},
+    {"name": "i2v", "kind": "train", "settings": TRAIN},
+    {"name": "polish", "kind": "vae", "settings": {**VAE, "polish": "<previous>/vae.safetensors"}},
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks that fit together, and few pictures to measure on."""
+    monkeypatch.setattr(vae, "TINY_VAE", toy_training.SMALL_VAE)
+    monkeypatch.setattr(clip, "TINY_IMAGE_ENCODER", toy_training.VISION)
+    drawn, scenes = vae.draw_frames, clip.scenes
+    monkeypatch.setattr(vae, "draw_frames", lambda world, split, count, size: drawn(world, split, min(count, 4), size))
+    monkeypatch.setattr(clip, "scenes", lambda world, split, count, size: scenes(world, split, min(count, 8), size))
+    monkeypatch.setattr(train, "held_out", few_held_out)
+
+
+def few_held_out(cfg: Training, built: networks.Networks) -> train.Batches:
+    fixed = replace(cfg, drop_text=0.0, drop_image=0.0, seed=1)
+    return train.Batches(fixed, built.encoded_world(cfg.cache, cfg.world, "val", 2), built)
+
+
+def write(folder: Path, vocabulary: Path, stages: list[dict[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    start = {"folder": str(vocabulary), "files": ["vocab.json", "merges.txt"]}
+    (folder / "image.json").write_text(json.dumps(TRAIN))
+    (folder / "recipe.json").write_text(json.dumps({"start": start, "stages": stages}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    toy_training.write_vocabulary(folder, toy_training.all_words(toy_training.WORLDS["level_1"]))
+    return folder
+
+
+def run(folder: Path, out: Path, *flags: str) -> int:
+    with small_networks():
+        return train.main(["--recipe", str(folder), "--out", str(out), "--device", "cpu", *flags])
+
+
+def test_the_whole_recipe(
+    vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From nothing to a folder that sample.py takes; stopped in its middle it goes on, at its end it does nothing."""
+    folder, out = write(tmp_path / "recipe", vocabulary, STAGES), tmp_path / "out"
+    save, saves = train.State.save, []
+
+    def dying(state: train.State) -> None:
+        save(state)
+        saves.append(state.cfg.out.name)
+        if saves == ["image", "image", "motion"]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.State, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out)
+    assert not (out / "weights").exists() and not (out / "motion" / "done.json").exists()
+    capsys.readouterr()
+    assert run(folder, out) == 0
+    said = capsys.readouterr().out
+    assert "stage 2 of 7, image: finished before" in said and "going on from" in said
+    assert saves == ["image", "image", "motion", "motion", "content", "content", "i2v", "i2v"]
+    assert "motion: val_800 = " in said and "wanted <= 99: reached" in said
+
+    pipe = load(folder=out / "weights")
+    picture = np.random.Generator(np.random.Philox(1)).integers(0, 255, (64, 64, 3), np.uint8)
+    assert pipe(picture, "a red ball", steps=1, num_frames=2).frames.shape == (2, 64, 64, 3)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert run(folder, out) == 0 and len(saves) == 8
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+    stages = json.loads(json.dumps(STAGES))
+    stages[2]["settings"]["lr"] = 0.5
+    with pytest.raises(ConfigError, match=r"motion was made otherwise:\n  lr: None -> 0.5\ndelete .*motion"):
+        run(write(tmp_path / "recipe", vocabulary, stages), out)
+    stages = json.loads(json.dumps(STAGES))
+    stages[2]["gates"] = [["gap_800", ">=", 50.0, "More steps."]]
+    write(tmp_path / "recipe", vocabulary, stages)
+    with pytest.raises(ConfigError, match="'motion' stops the recipe: gap_800 = .*wanted >= 50. More steps.*--ignore"):
+        run(folder, out)
+    assert run(folder, out, "--ignore-gates") == 0 and "NOT reached" in capsys.readouterr().out
+    with (out / "clip" / "weights" / "unet.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ConfigError, match="has been changed since"):
+        run(folder, out, "--ignore-gates")
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"name": "a", "kind": "vea"}, "of kind 'vea', not train, vae or clip"),
+        ({"name": "a", "kind": "vae", "setings": {}}, "stage 'a' knows no 'setings'"),
+        ({"name": "a", "kind": "vae", "gates": [["psnr", "=>", 1, ""]]}, "compares with '=>'"),
+        ({"name": "a", "kind": "train", "config": "absent.json"}, "absent.json: there is no such file"),
+    ],
+)
+def test_mistakes_in_a_recipe(vocabulary: Path, tmp_path: Path, stage: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run(write(tmp_path / "recipe", vocabulary, [stage]), tmp_path / "out")
+    with pytest.raises(ConfigError, match="configs/tiny has one"):
+        run(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-level-2", "tiny-gpu"])
+def test_the_recipes_that_come_along(root: Path, name: str) -> None:
+    """Every setting exists, every stage follows from the one before, and the last training is the paper's."""
+    start, stages = recipe.read(root / "configs" / name)
+    assert all((root / start["folder"] / file).is_file() for file in start["files"])
+    kinds = {"train": Training, "vae": vae.VAETraining, "clip": clip.CLIPTraining}
+    for stage in stages:
+        settings = recipe.settings_of(stage, Path("out"), Path("before"), "cpu")
+        cfg = config.from_dict(kinds[stage.kind], settings, stage.name)
+        assert stage.name and (stage.gates or stage.name == "content")
+        if stage.name == "i2v":
+            assert cfg.train == ("i2v_adapter.*",) and cfg.clean_first and cfg.num_frames == 16
