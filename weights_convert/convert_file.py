@@ -168,8 +168,7 @@ def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mappi
     _compare(job, parts, unet)
     paths = {name: folder / f"{name}.safetensors" for name in parts}
     _free(list(paths.values()), job.overwrite)
-    with _bar({}, None, "sha256"):
-        sources = {job.source.name: sha256(job.source)}
+    sources = {job.source.name: sha256(job.source)}
     kind = str(job.dtype).removeprefix("torch.") if job.dtype else "as stored"
     recipe = {"converted_from": job.source.name, "dtype": kind, "by": "python -m weights_convert convert"}
     with _bar(parts, job.dtype, str(folder)) as bar:
