@@ -28,7 +28,7 @@ class Question:
     group: which part of the held-out set. scene: name of the picture; the captions of one picture share it, and its
     seed. motion, camera: what the caption says; motion is "" for photographs. truth: uint8 (F, S, S, 3), how the clip
     should be; for photographs, whose truth nobody knows, the picture alone, (1, S, S, 3). mask: (S, S), the object in
-    frame 0. textured: whether a camera's motion can be seen on the background.
+    frame 0. textured: whether this world has cameras that move and the background would show it.
     """
 
     group: str
@@ -57,7 +57,7 @@ def unseen_scenes(world: WorldConfig, count: int, frames: int, size: int, group:
     for i in range(count):
         clips = list(counterfactuals(world, "val", i, frames, size).values())
         scene = draw_scene(world, "val", i, camera="")
-        textured = scene.background not in FEATURELESS
+        textured = len(world.cameras) > 1 and scene.background not in FEATURELESS
         if textured:
             still = replace(scene, motion="stays still")
             clips += [render(replace(still, camera=c), frames, size) for c in world.cameras if c]
@@ -72,7 +72,7 @@ def unseen_pairs(world: WorldConfig, count: int, frames: int, size: int) -> list
     out = []
     for i in range(count):
         c = make_clip(world, "held_out", i, frames, size)
-        textured = c.background not in FEATURELESS
+        textured = len(world.cameras) > 1 and c.background not in FEATURELESS
         out.append(Question(PAIRS, f"{PAIRS} {i}", i, c.caption, c.motion, c.camera, c.frames, c.mask, textured))
     return out
 
@@ -96,7 +96,7 @@ def photographs(world: WorldConfig, folder: Path, size: int) -> list[Question]:
         fitted = picture.fit(read_image(file), size, size)
         for camera in world.cameras:
             caption = PHOTOGRAPH + (f", {camera}" if camera else "")
-            out.append(Question(PHOTOGRAPHS, file.name, seed, caption, "", camera, fitted[None], None, True))
+            out.append(Question(PHOTOGRAPHS, file.name, seed, caption, "", camera, fitted[None], None, len(world.cameras) > 1))
     return out
 
 
