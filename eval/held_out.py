@@ -96,7 +96,8 @@ def photographs(world: WorldConfig, folder: Path, size: int) -> list[Question]:
         fitted = picture.fit(read_image(file), size, size)
         for camera in world.cameras:
             caption = PHOTOGRAPH + (f", {camera}" if camera else "")
-            out.append(Question(PHOTOGRAPHS, file.name, seed, caption, "", camera, fitted[None], None, len(world.cameras) > 1))
+            several = len(world.cameras) > 1
+            out.append(Question(PHOTOGRAPHS, file.name, seed, caption, "", camera, fitted[None], None, several))
     return out
 
 
