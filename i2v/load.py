@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from i2v import assemble, config
@@ -20,6 +19,7 @@ from i2v.parts import CONFIGS, PartFile, open_part, save_part, sha256
 from i2v.pipeline import I2VPipeline
 from i2v.prompt import OneEncoder, TwoEncoders
 from i2v.sources import ATTENTION, PROJECTION, schedule_of
+from weights_convert import files
 
 __all__ = ["CONTENT", "PROJECTION", "TEXT_FILES", "PartFile", "header", "headers", "load", "save_part", "schedule_of"]
 
@@ -57,13 +57,13 @@ def load(
     def several(value: str | Path | Sequence[str | Path]) -> list[str]:
         return [str(value)] if isinstance(value, (str, Path)) else [str(one) for one in value]
 
-    files = ModelFiles(
+    given = ModelFiles(
         preset=preset, weights=path(folder), models=path(models), base=tuple(map(Path, several(base))),
         motion=path(motion), i2v=path(i2v), ip_adapter=path(ip_adapter), image_encoder=path(image_encoder),
         vae=path(vae), lora=tuple(several(lora)), motion_lora=tuple(several(motion_lora)),
         lora_ignore_alpha=lora_ignore_alpha, tokenizer=path(tokenizer),
     )  # fmt: skip
-    return build(assemble.plan(files), device, dtype)
+    return build(assemble.plan(given), device, dtype)
 
 
 def build(
@@ -126,11 +126,8 @@ def _fill(built: Networks, name: str, part: Part, device: torch.device, dtype: t
     """Put a file's tensors into modules built on meta, whose shapes were compared before."""
     wanted = built.shapes(name)
     for start, module in built.slots[name].items():
-        placed: dict[str, Tensor] = {}
-        for key in module.state_dict():
-            if start + key in wanted:
-                tensor = part.tensors[start + key]
-                placed[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        given = {key: part.tensors[start + key] for key in module.state_dict() if start + key in wanted}
+        placed = {key: tensor.to(device) for key, tensor in files.cast(given, dtype, part.source.path).items()}
         module.load_state_dict(module.state_dict() | placed, strict=True, assign=True)
         module.requires_grad_(False).eval()
 
