@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from i2v.data.latents import WorldLatents
 from i2v.training.networks import Networks
 from i2v.training.settings import Training
 
-THREADS = 8  # for a GPU; one core draws the noise of about 48,000 latent frames of 16x8x8 a second
+THREADS = 8  # that draw for a GPU; one core draws the noise of about 48,000 latent frames of 16x8x8 a second
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Batches:
         self.timesteps = networks.schedule.num_train_timesteps
         self.embeds = networks.image_embeds(data, cfg.cache) if "ip_adapter" in cfg.parts else None
         on_gpu = self.device.type != "cpu"
+        self.threads = THREADS if on_gpu else 0
         self.latents = torch.from_numpy(np.array(data.latents)).to(self.device) if on_gpu else None
 
     def draw(self, first: int, count: int) -> Batch:
@@ -78,18 +80,17 @@ class Batches:
     def of_steps(self, step: int, steps: int) -> Generator[Batch, None, None]:
         """The batches of steps `step` ... `steps - 1`; for a GPU threads draw them ahead of their time."""
         size = self.cfg.batch
-        if self.device.type == "cpu":
+        if not self.threads:
             for k in range(step, steps):
                 yield self.draw(k * size, size)
             return
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[Future[Batch]] = deque()
-            for k in range(step, min(step + 2 * THREADS, steps)):
-                waiting.append(pool.submit(self.draw, k * size, size))
+            ahead = iter(range(step, steps))
             try:
-                for k in range(step, steps):
-                    if k + 2 * THREADS < steps:
-                        waiting.append(pool.submit(self.draw, (k + 2 * THREADS) * size, size))
+                for _ in range(step, steps):
+                    for k in islice(ahead, 2 * self.threads - len(waiting)):
+                        waiting.append(pool.submit(self.draw, k * size, size))
                     yield waiting.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -91,8 +91,8 @@ class Networks:
         for name, what in needed.items():
             if not (init / name).is_file():
                 raise ConfigError(f"--init {init} has no {name}, {what}; weights/tiny has them all")
-        if unknown := set(parts) - {"motion", "ip_adapter", "i2v_adapter"}:
-            raise ConfigError(f"--parts {unknown.pop()!r}: expected some of motion, ip_adapter, i2v_adapter")
+        if unknown := set(parts) - {"motion", "ip_adapter", "i2v_adapter", "none"}:
+            raise ConfigError(f"--parts {unknown.pop()!r}: expected some of motion, ip_adapter, i2v_adapter, or none")
         vae_file = load.header(init / "vae.safetensors")
         vae = VAE(vae_file.config)
         vae.load_state_dict(_float32(vae_file.tensors()))
@@ -210,6 +210,8 @@ class Networks:
         Returns their A and B as "lora.<key>". From then on `predict` uses them, all else is frozen.
         Raises ConfigError for a pattern of another part or without a layer.
         """
+        if self.added:
+            raise ConfigError(f"--lora changes the image UNet alone; give --parts none, not {', '.join(self.added)}")
         if elsewhere := [p for p in patterns if not p.startswith("unet.")]:
             raise ConfigError(f"--lora changes the image UNet; --train {elsewhere[0]!r} must begin with unet.")
         for parameter in self.named_parameters().values():
@@ -279,6 +281,9 @@ class Networks:
             row = out.setdefault(name.split(".")[0], {"all": 0, "trained": 0})
             row["all"] += value.numel()
             row["trained"] += value.numel() * (name in trained)
+        if self.lora is not None:
+            size = sum(value.numel() for value in self.lora.parameters.values())
+            out["lora"] = {"all": size, "trained": size}
         return out
 
     def export(self, folder: Path, trained: Mapping[str, Tensor], **facts: Any) -> None:
@@ -288,7 +293,8 @@ class Networks:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self.lora is not None:
-            pairs = {k: replace(v, down=v.down.half(), up=v.up.half()) for k, v in self.lora.pairs().items()}
+            pairs = self.lora.pairs()
+            pairs = {k: replace(p, down=p.down.half().cpu(), up=p.up.half().cpu()) for k, p in pairs.items()}
             base = base_of({"unet": self.unet, "text_encoder": self.text_encoder})
             if base is not None:  # always: a UNet is among the modules
                 write_lora(folder / "lora.safetensors", {"unet": pairs}, base, **facts)

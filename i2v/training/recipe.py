@@ -15,7 +15,7 @@ import json
 import operator
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from i2v import config, load
 from i2v.config import ConfigError, flag
 from i2v.parts import sha256
 from i2v.training import clip, vae
-from i2v.training.settings import FREE
+from i2v.training.settings import FREE, Training
 
 Main = Callable[[list[str]], int | None]
+CONFIGS: dict[str, type] = {"train": Training, "vae": vae.VAETraining, "clip": clip.CLIPTraining}
 PRODUCTS = {"vae": "vae.safetensors", "clip": "image_encoder.safetensors"}
 COMPARE = {">=": operator.ge, "<=": operator.le}
 PREVIOUS = "<previous>"  # in a setting: the folder of weights of the stage before
@@ -74,13 +75,15 @@ def read(folder: Path) -> tuple[Mapping[str, Any], list[Stage]]:
         name = stage.get("name", "?")
         if unknown := stage.keys() - {"name", "kind", "config", "settings", "gates"}:
             raise ConfigError(f"{path}: stage {name!r} knows no {unknown.pop()!r}")
-        if stage.get("kind") not in ("train", *PRODUCTS):
+        if stage.get("kind") not in CONFIGS:
             raise ConfigError(f"{path}: stage {name!r} is of kind {stage.get('kind')!r}, not train, vae or clip")
         settings = config.read(folder / stage["config"]) if "config" in stage else {}
         gates = tuple(Gate(*gate) for gate in stage.get("gates", ()))
         if wrong := [g.sign for g in gates if g.sign not in COMPARE]:
             raise ConfigError(f"{path}: stage {name!r} compares with {wrong[0]!r}, not {' or '.join(COMPARE)}")
-        stages.append(Stage(name, stage["kind"], {**settings, **stage.get("settings", {})}, gates))
+        settings = {**settings, **stage.get("settings", {})}
+        config.from_dict(CONFIGS[stage["kind"]], settings, f"{path}, stage {name!r}")  # before the hours, not after
+        stages.append(Stage(name, stage["kind"], settings, gates))
     return values["start"], stages
 
 
@@ -106,11 +109,10 @@ def settings_of(stage: Stage, out: Path, previous: Path, device: str) -> dict[st
     given = {
         k: v.replace(PREVIOUS, str(previous)) if isinstance(v, str) else v for k, v in stage.settings.items()
     } | {"out": str(out / stage.name)}
-    if stage.kind == "train":
-        given |= {"init": str(previous), "cache": str(out / "latents"), "device": device}
-    if stage.kind == "clip":
-        given |= {"init": str(previous), "device": device}
-    return given
+    if stage.kind != "vae":
+        given["init"] = str(previous)
+    here = {"cache": str(out / "latents"), "device": device}
+    return given | {k: v for k, v in here.items() if k in (f.name for f in fields(CONFIGS[stage.kind]))}
 
 
 def finished(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:

@@ -126,6 +126,7 @@ def test_the_whole_recipe(
         ({"name": "a", "kind": "vea"}, "of kind 'vea', not train, vae or clip"),
         ({"name": "a", "kind": "vae", "setings": {}}, "stage 'a' knows no 'setings'"),
         ({"name": "a", "kind": "vae", "gates": [["psnr", "=>", 1, ""]]}, "compares with '=>'"),
+        ({"name": "a", "kind": "vae", "settings": {"step": 5}}, "stage 'a': there is no setting 'step', did you mean"),
         ({"name": "a", "kind": "train", "config": "absent.json"}, "absent.json: there is no such file"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,6 +72,18 @@ def test_draws_depend_on_seed_and_sample_alone(toy: Toy, data: WorldLatents, net
     assert all(not torch.equal(whole[k], other[k]) for k in ("latents", "noise", "timesteps", "image_embeds"))
     assert len({tuple(row.flatten()[:3].tolist()) for row in whole["noise"]}) == 12
     assert whole["latents"].shape == whole["noise"].shape == (12, 3, 4, 4, 4)
+
+
+def test_a_gpus_way_to_the_batches_gives_the_same(toy: Toy, data: WorldLatents, networks: Networks) -> None:
+    """Drawn ahead by threads, latents in one tensor: what happens on a GPU, here without one."""
+    batches = Batches(toy.config(), data, networks)
+    one_by_one = list(batches.of_steps(1, 9))
+    batches.threads, batches.latents = 3, torch.from_numpy(np.array(data.latents))
+    assert equal(joined(list(batches.of_steps(1, 9))), joined(one_by_one)) and len(one_by_one) == 8
+    few = batches.of_steps(0, 99)
+    assert equal(joined([next(few)]), joined([batches.draw(0, 2)]))
+    few.close()  # a run that stops leaves no thread at work
+    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
 
 
 def test_timesteps_are_uniform_and_conditions_are_dropped_as_often_as_asked(
