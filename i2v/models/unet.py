@@ -163,38 +163,33 @@ class MidBlock(nn.Module):
         return self.resnets[1](x, cond)
 
 
-class UNet(nn.Module):
-    """Predicts noise (or what the schedule says) for frames folded into the batch. Parameter names are diffusers'."""
+def skip_channels(cfg: UNetConfig) -> list[int]:
+    """Channels of the skip connections: after conv_in, each layer and each downsampler."""
+    last = len(cfg.channels) - 1
+    levels = [[out] * (cfg.layers + (i < last)) for i, out in enumerate(cfg.channels)]
+    return [cfg.channels[0], *sum(levels, [])]
+
+
+class Encoder(nn.Module):
+    """The way down and the middle, with the timestep and the text: half of a UNet, and what a ControlNet copies."""
 
     def __init__(self, cfg: UNetConfig):
         super().__init__()
         self.cfg = cfg
-        ch, last = cfg.channels, len(cfg.channels) - 1
+        ch = cfg.channels
         temb = ch[0] * 4
         self.time_embedding = TimeEmbedding(ch[0], temb)
         sizes = cfg.size_numbers * cfg.size_dim
         self.add_embedding = TimeEmbedding(cfg.pooled_dim + sizes, temb) if cfg.pooled_dim else None
         self.conv_in = nn.Conv2d(cfg.latent_channels, ch[0], 3, padding=1)
 
-        self.down_blocks, skips, width = nn.ModuleList(), [ch[0]], ch[0]
+        self.down_blocks, width = nn.ModuleList(), ch[0]
         for i, out in enumerate(ch):
             widths = [(width if j == 0 else out, out) for j in range(cfg.layers)]
             self.down_blocks.append(DownLevel(widths, temb, cfg, i))
-            skips += [out] * (cfg.layers + (i < last))
             width = out
 
         self.mid_block = MidBlock(temb, cfg)
-
-        self.up_blocks = nn.ModuleList()
-        for i, out in reversed(list(enumerate(ch))):
-            widths = []
-            for _ in range(cfg.layers + 1):
-                widths.append((width + skips.pop(), out))
-                width = out
-            self.up_blocks.append(UpLevel(widths, temb, cfg, i))
-
-        self.conv_norm_out = FrameGroupNorm(cfg.groups, ch[0])
-        self.conv_out = nn.Conv2d(ch[0], cfg.latent_channels, 3, padding=1)
 
     def context_kv(self, context: Tensor, image_tokens: Tensor | None = None) -> ContextKV:
         """Keys and values of all cross-attentions, from text and image tokens that stay the same over a run.
@@ -236,6 +231,62 @@ class UNet(nn.Module):
         rows = max(len(temb), len(added))
         return per_frame(temb, rows) + per_frame(added, rows)
 
+    def conditioning(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor | ContextKV,
+        num_frames: int,
+        image_tokens: Tensor | None,
+        pooled: Tensor | None,
+        size_ids: Tensor | None,
+        anchor: int,
+    ) -> Conditioning:
+        """What the blocks look at, from the arguments of `UNet.forward`; raises ValueError where rows do not fit."""
+        if num_frames < 1 or len(latents) % num_frames or not 0 <= anchor < num_frames:
+            raise ValueError(f"{len(latents)} latents are no clips of {num_frames} frames with anchor {anchor}")
+        if isinstance(context, ContextKV) and image_tokens is not None:
+            raise ValueError("pass image_tokens to context_kv: a ContextKV already holds their keys and values")
+        rows = {"timesteps": timesteps, "image_tokens": image_tokens, "pooled": pooled, "size_ids": size_ids}
+        counts = {name: len(x) for name, x in rows.items() if x is not None}
+        counts["context"] = context.rows if isinstance(context, ContextKV) else len(context)
+        for name, count in counts.items():
+            if count not in (len(latents) // num_frames, len(latents)):
+                raise ValueError(
+                    f"{name} has {count} rows, expected one per clip ({len(latents) // num_frames}) "
+                    f"or per frame ({len(latents)})"
+                )
+
+        kv = context if isinstance(context, ContextKV) else self.context_kv(context, image_tokens)
+        if [list(kv.text), list(kv.image)] != list(self._cross_attentions()):
+            raise ValueError("this ContextKV is another UNet's, or older than its IP-Adapter: call context_kv again")
+        return Conditioning(self.embed_time(timesteps, pooled, size_ids), kv, num_frames, anchor)
+
+    def down(self, x: Tensor, cond: Conditioning) -> tuple[list[Tensor], Tensor]:
+        """What conv_in returned, (N, C, h, w) -> what the skip connections keep, from `x` on, and the middle."""
+        skips = [x]
+        for block in self.down_blocks:
+            skips += block(skips[-1], cond)
+        return skips, self.mid_block(skips[-1], cond)
+
+
+class UNet(Encoder):
+    """Predicts noise (or what the schedule says) for frames folded into the batch. Parameter names are diffusers'."""
+
+    def __init__(self, cfg: UNetConfig):
+        super().__init__(cfg)
+        skips, width, temb = skip_channels(cfg), cfg.channels[-1], cfg.channels[0] * 4
+        self.up_blocks = nn.ModuleList()
+        for i, out in reversed(list(enumerate(cfg.channels))):
+            widths = []
+            for _ in range(cfg.layers + 1):
+                widths.append((width + skips.pop(), out))
+                width = out
+            self.up_blocks.append(UpLevel(widths, temb, cfg, i))
+
+        self.conv_norm_out = FrameGroupNorm(cfg.groups, cfg.channels[0])
+        self.conv_out = nn.Conv2d(cfg.channels[0], cfg.latent_channels, 3, padding=1)
+
     def forward(
         self,
         latents: Tensor,
@@ -259,30 +310,8 @@ class UNet(nn.Module):
         anchor: the frame whose keys and values the I2V-Adapter shares.
         Raises ValueError where row counts do not fit.
         """
-        if num_frames < 1 or len(latents) % num_frames or not 0 <= anchor < num_frames:
-            raise ValueError(f"{len(latents)} latents are no clips of {num_frames} frames with anchor {anchor}")
-        if isinstance(context, ContextKV) and image_tokens is not None:
-            raise ValueError("pass image_tokens to context_kv: a ContextKV already holds their keys and values")
-        rows = {"timesteps": timesteps, "image_tokens": image_tokens, "pooled": pooled, "size_ids": size_ids}
-        counts = {name: len(x) for name, x in rows.items() if x is not None}
-        counts["context"] = context.rows if isinstance(context, ContextKV) else len(context)
-        for name, count in counts.items():
-            if count not in (len(latents) // num_frames, len(latents)):
-                raise ValueError(
-                    f"{name} has {count} rows, expected one per clip ({len(latents) // num_frames}) "
-                    f"or per frame ({len(latents)})"
-                )
-
-        kv = context if isinstance(context, ContextKV) else self.context_kv(context, image_tokens)
-        if [list(kv.text), list(kv.image)] != list(self._cross_attentions()):
-            raise ValueError("this ContextKV is another UNet's, or older than its IP-Adapter: call context_kv again")
-        cond = Conditioning(self.embed_time(timesteps, pooled, size_ids), kv, num_frames, anchor)
-
-        skips = [self.conv_in(latents)]
-        for block in self.down_blocks:
-            skips += block(skips[-1], cond)
-
-        x = self.mid_block(skips[-1], cond)
+        cond = self.conditioning(latents, timesteps, context, num_frames, image_tokens, pooled, size_ids, anchor)
+        skips, x = self.down(self.conv_in(latents), cond)
 
         if control is not None:
             if len(control) != len(skips) + 1:

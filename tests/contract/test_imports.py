@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "i2v.models.motion": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
     "i2v.models.i2v_adapter": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
     "i2v.models.ip_adapter": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
+    "i2v.models.controlnet": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
     # A model is a callable here.
     "i2v.diffusion": {"torch", "i2v.diffusion"},
     "i2v.noise": NUMERIC,
