@@ -1,13 +1,13 @@
-"""`python -m eval miniature` measures a model, `python -m eval probe` the motion probe that judges it."""
+"""`python -m eval miniature` measures a model, `probe` the motion probe that judges it, `known-flow` flow metrics."""
 
 from __future__ import annotations
 
 import logging
 import sys
 
-from eval import miniature, probe_ceiling
+from eval import known_flow, miniature, probe_ceiling
 
-COMMANDS = {"miniature": miniature.main, "probe": probe_ceiling.main}
+COMMANDS = {"miniature": miniature.main, "probe": probe_ceiling.main, "known-flow": known_flow.main}
 
 
 def main(argv: list[str]) -> int:

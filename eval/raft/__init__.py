@@ -1,0 +1,1 @@
+"""RAFT, the flow network of FlowScore and WarpingError, in torch."""
