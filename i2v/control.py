@@ -1,0 +1,234 @@
+"""Control pictures for ControlNets: read as one map per frame, edges drawn here, and what they add at each step."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from i2v import picture
+from i2v.config import ConfigError
+from i2v.media.clip_file import VideoError, read_video
+from i2v.media.picture_file import PictureError, read_image
+from i2v.models.controlnet import ControlNet
+from i2v.models.layers import ContextKV
+from i2v.picture import Fit
+from i2v.prompt import TextConditioning
+from i2v.sources import listed, with_scale
+
+CANNY = "canny"  # the type whose pictures are ordinary ones: their edges are drawn here
+CANNY_THRESHOLDS = (100, 200)  # those that the published edge ControlNets were trained with
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+MAX_SCALE = 100
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Control:
+    """One `--control TYPE=PATH[:SCALE]`. `path` is a picture, a folder, a clip or a pattern such as maps/*.png."""
+
+    type: str
+    path: Path
+    scale: float
+
+    @classmethod
+    def parse(cls, text: str) -> Control:
+        """Raises ConfigError for what has another form or a scale that is none."""
+        name, sign, rest = text.partition("=")
+        if not (sign and name and rest):
+            raise ConfigError(f"--control {text}: expected TYPE=PATH or TYPE=PATH:SCALE, such as canny=walk.mp4:0.8")
+        path, scale = with_scale(rest)
+        if not 0 <= scale <= MAX_SCALE:
+            raise ConfigError(f"--control {text}: the scale is {scale:g}, expected 0 to {MAX_SCALE}")
+        return cls(name, path, scale)
+
+    def __str__(self) -> str:
+        return f"--control {self.type}={self.path}"
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The maps of one control, (F, H, W, 3) uint8 RGB as a ControlNet reads them."""
+
+    control: Control
+    frames: Frames
+
+    def facts(self) -> dict[str, Any]:
+        """By which a later run knows them again: the sha256 is that of the maps' pixels."""
+        digest = hashlib.sha256(self.frames.tobytes()).hexdigest()
+        return {"type": self.control.type, "file": str(self.control.path), "sha256": digest}
+
+
+def check_types(texts: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ConfigError for a control without a ControlNet; `known` are the types that there is one for."""
+    for control in map(Control.parse, texts):
+        if control.type not in known:
+            there = f"there is one for {listed(sorted(known))}" if known else "there is none at all"
+            raise ConfigError(
+                f"{control}: no ControlNet for {control.type} ({there}); give it with --controlnet {control.type}=FILE"
+            )
+
+
+def read_maps(texts: Sequence[str], num_frames: int, size: tuple[int, int], fit: Fit) -> list[Maps]:
+    """All controls' maps, one per frame, at the video's size (height, width).
+
+    A single picture serves every frame; otherwise there is one for each. Pictures are laid over the video as its first
+    frame is (`fit`). Canny edges are drawn after that, so that lines are as thin as they were in training.
+    Raises ConfigError for pictures that are not there, cannot be read or are too few or too many.
+    """
+    how: Fit = "stretch" if fit == "released" else fit  # which would choose a size of its own
+    out = []
+    for control in map(Control.parse, texts):
+        frames = np.stack([picture.fit(frame, *size, how) for frame in _read(control, num_frames)])
+        if control.type == CANNY:
+            frames = np.stack([canny(frame) for frame in frames])
+        if len(frames) == 1:
+            frames = np.repeat(frames, num_frames, axis=0)
+        out.append(Maps(control, frames))
+    return out
+
+
+def canny(frame: Frames) -> Frames:
+    """Picture (H, W, 3) uint8 RGB -> its edges, white on black, of the same shape."""
+    edges = cv2.Canny(np.ascontiguousarray(frame), *CANNY_THRESHOLDS)
+    return np.repeat(np.asarray(edges, np.uint8)[..., None], 3, axis=2)
+
+
+def _read(control: Control, num_frames: int) -> Sequence[Frames]:
+    """One picture, or as many as there are frames."""
+    path = control.path
+    try:
+        if path.is_dir():
+            files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES]
+        elif glob.has_magic(str(path)) and not path.exists():
+            files = [Path(found) for found in glob.glob(str(path))]
+        else:
+            return _counted(control, _file(path, num_frames), num_frames)
+        if not files:
+            raise ConfigError(f"{control}: no pictures there; give a picture, a folder or pattern of them, or a clip")
+        return _counted(control, [read_image(file) for file in sorted(files, key=_natural)], num_frames)
+    except (PictureError, VideoError, OSError) as error:
+        raise ConfigError(f"--control {control.type}: {error}") from None
+
+
+def _file(path: Path, num_frames: int) -> Sequence[Frames]:
+    """A picture alone, or a clip's frames, one more than needed at most."""
+    if path.suffix.lower() in PICTURES:
+        try:
+            clip = read_video(path) if path.suffix.lower() == ".webp" else None  # which may move
+        except VideoError:
+            clip = None
+        return [read_image(path)] if clip is None or len(clip) == 1 else list(clip)
+    try:
+        return list(read_video(path, count=num_frames + 1))
+    except VideoError:
+        return list(read_video(path))  # shorter than that, or not a clip at all
+
+
+def _counted(control: Control, frames: Sequence[Frames], num_frames: int) -> Sequence[Frames]:
+    if len(frames) in (1, num_frames):
+        return frames
+    many = f"more than {num_frames}" if len(frames) > num_frames else str(len(frames))
+    fewer = f", or --num-frames {len(frames)}" if 1 < len(frames) < num_frames else ""
+    raise ConfigError(
+        f"{control}: {many} pictures for a video of {num_frames} frames; give one for each frame, or a single "
+        f"one for all{fewer}"
+    )
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Names in the order in which people count: 2 before 10."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def active_steps(count: int, start: float, end: float) -> list[int]:
+    """The steps, of `count` that run, which lie wholly between two fractions of the run.
+
+    Raises ConfigError where there is none, or for fractions out of 0 to 1.
+    """
+    if not 0 <= start < end <= 1:
+        raise ConfigError(
+            f"--control-start {start:g} and --control-end {end:g}: expected fractions of the steps, 0 to 1, the start "
+            "before the end"
+        )
+    steps = [i for i in range(count) if i / count >= start - 1e-9 and (i + 1) / count <= end + 1e-9]
+    if not steps:
+        raise ConfigError(
+            f"--control-start {start:g} and --control-end {end:g}: none of the {count} steps lies between them; take "
+            "more steps or a wider range"
+        )
+    return steps
+
+
+@dataclass
+class Residuals:
+    """The ControlNets of one run with their maps: what they add to the UNet.
+
+    parts: network, its hint (F, C, h, w), scale. timesteps: those at which they act. silent: (F,) bool, the frames
+    that get no residual.
+    """
+
+    parts: Sequence[tuple[ControlNet, Tensor, float]]
+    timesteps: frozenset[int]
+    silent: Tensor
+    _kv: dict[tuple[int, Tensor], ContextKV] = field(default_factory=dict)  # of each network and text, made once
+
+    @classmethod
+    def of(
+        cls,
+        maps: Sequence[Maps],
+        nets: Mapping[str, ControlNet],
+        scale: float,
+        timesteps: Sequence[int],
+        silent: Tensor,
+    ) -> Residuals:
+        """`scale` multiplies the scale of every control."""
+        parts = []
+        for one in maps:
+            net = nets[one.control.type]
+            weight = net.conv_in.weight
+            pixels = ((picture.to_tensor(one.frames) + 1) / 2).to(weight.device, weight.dtype)
+            parts.append((net, net.hint(pixels), scale * one.control.scale))
+        return cls(parts, frozenset(timesteps), silent)
+
+    def __call__(
+        self, latents: Tensor, timestep: int, text: TextConditioning, frames: Sequence[int]
+    ) -> list[Tensor] | None:
+        """The sum of all networks' residuals, as `UNet.forward` takes it; None at a step at which they do not act.
+
+        latents: (B*F, C, h, w), frame fastest. frames: the F numbers that these frames have in the video.
+        """
+        if timestep not in self.timesteps or not self.parts:
+            return None
+        total: list[Tensor] = []
+        clips = len(latents) // len(frames)
+        for number, (net, hint, scale) in enumerate(self.parts):
+            key = (number, text.context)
+            if key not in self._kv:
+                self._kv[key] = net.context_kv(text.context)
+            found = net(
+                latents,
+                torch.full((clips,), timestep, device=latents.device),
+                self._kv[key],
+                hint[list(frames)],
+                num_frames=len(frames),
+                pooled=text.pooled,
+                size_ids=text.size_ids,
+                scale=scale,
+            )
+            total = [a + b for a, b in zip(total, found)] if total else found
+        if bool(self.silent.any()):
+            heard = (~self.silent[list(frames)]).to(latents).repeat(clips)[:, None, None, None]
+            total = [residual * heard for residual in total]
+        return total
