@@ -1,0 +1,218 @@
+"""`open_dataset`: what lies under `--data PATH` as clips that are read when they are asked for, bad ones set aside.
+
+Which frames a sample shows is a function of (seed, sample number) and of the files alone: never of what was read
+before, of the number of processes, or of which bad files are known already.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from i2v import noise
+from i2v.data.clips import Timing, read_frames, scan
+from i2v.data.filters import FILTERS, frames_from, starts
+from i2v.data.folders import BadClip, DataError, Item, Listing, understand
+from i2v.data.latents import cores
+from i2v.picture import to_tensor
+
+REMEMBERED = 10_000  # scans kept in memory, about 10 kB each
+TRIES = 100  # bad files in a row after which a sample gives up: something is wrong with the data
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where clips of one file can begin. times: (N,) seconds; starts: (S, 2) first frame and end of its shot."""
+
+    times: NDArray[np.float64]
+    starts: NDArray[np.int64]
+
+
+@dataclass
+class Dataset:
+    """Clips of a listing, `timing.num_frames` frames of (height, width) pixels each.
+
+    keep: names of the filters that are switched off. bad: what is set aside, by name of the item.
+    """
+
+    listing: Listing
+    timing: Timing
+    height: int
+    width: int
+    seed: int = 0
+    keep: tuple[str, ...] = ()
+    bad: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _plans: dict[int, Plan] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        """Items listed, the bad ones among them."""
+        return len(self.items)
+
+    @property
+    def items(self) -> list[Item]:
+        return self.listing.items
+
+    @property
+    def rules(self) -> str:
+        """What decides, beside the file, whether it is used and which frames are shown."""
+        return f"{self.timing.num_frames} frames, fps {self.timing.fps}, stride {self.timing.stride}, keep {self.keep}"
+
+    @property
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The bad items found so far, as JSON; given to `open_dataset` again, none of them is opened a second time."""
+        return [self.bad[name] for name in sorted(self.bad)]
+
+    def plan(self, index: int) -> Plan:
+        """Scans the file of an item, once. Raises `BadClip` and sets the item aside when it cannot be used."""
+        item = self.items[index]
+        if (entry := self.bad.get(item.name)) is not None:
+            raise BadClip(entry["reason"], entry["detail"])
+        if (known := self._plans.get(index)) is not None:
+            return known
+        try:
+            if item.kind == "picture" and self.timing.num_frames > 1:
+                raise BadClip("picture", f"a picture is no clip of {self.timing.num_frames} frames")
+            seen = scan(item)
+            made = Plan(seen.times, starts(seen, self.timing, self.keep))
+        except BadClip as error:
+            self.set_aside(index, error)
+            raise
+        if len(self._plans) < REMEMBERED:
+            self._plans[index] = made
+        return made
+
+    def set_aside(self, index: int, error: BadClip) -> None:
+        """Never to be opened again, until the file or the rules change."""
+        item = self.items[index]
+        entry = {"file": item.name, "reason": error.reason, "detail": error.detail, "rules": self.rules}
+        self.bad[item.name] = entry | {"version": version(item.path)}
+
+    def frames(self, index: int, draw: int) -> NDArray[np.uint8]:
+        """(F, height, width, 3) uint8 RGB: clip number `draw` of an item, its start drawn by (seed, name, draw).
+
+        Raises `BadClip` and sets the item aside when it cannot be used.
+        """
+        plan, item = self.plan(index), self.items[index]
+        place = float(noise.uniform(self.seed, f"start of {item.name}", [draw], 0, ())[0])
+        start, end = plan.starts[int(place * len(plan.starts))]
+        try:
+            return read_frames(item, frames_from(plan.times, start, end, self.timing), self.height, self.width)
+        except BadClip as error:
+            self.set_aside(index, error)
+            raise
+
+    def sample(self, number: int) -> tuple[int, Tensor]:
+        """(item, its clip (F, 3, height, width) in [-1, 1]) for sample `number` of a run; bad items are passed over.
+
+        Raises `DataError` when `TRIES` items in a row are bad.
+        """
+        for place in noise.uniform(self.seed, "item", [number], 0, (TRIES,))[0].tolist():
+            index = int(place * len(self))
+            try:
+                return index, to_tensor(self.frames(index, number))
+            except BadClip as error:
+                last = f"{self.items[index].name}: {error}"
+        raise DataError(
+            f"{self.listing.path}: {TRIES} clips tried for sample {number}, none can be used (the last: {last}); "
+            f"`python -m i2v.data check {self.listing.path}` says why"
+        )
+
+    def survey(self, show: bool = True) -> dict[str, Any]:
+        """Scans every item that is not set aside yet; what was found, as JSON. show: a progress bar."""
+
+        def usable(index: int) -> bool:
+            try:
+                self.plan(index)
+            except BadClip:
+                return False
+            return True
+
+        bar = tqdm(ahead(usable, range(len(self))), "clips", len(self), disable=not show, mininterval=0.5)
+        kept = [k for k, fine in enumerate(bar) if fine]
+        good = set(kept)
+        dropped = [self.bad[item.name] for k, item in enumerate(self.items) if k not in good]
+        return {
+            "path": str(self.listing.path),
+            "understood": self.listing.kind,
+            "listed": len(self),
+            "kept": len(kept),
+            "without_caption": sum(not self.items[k].caption for k in kept),
+            "dropped": dict(Counter(entry["reason"] for entry in dropped).most_common()),
+            "ignored": self.listing.ignored,
+            "clip": {"num_frames": self.timing.num_frames, "fps": self.timing.fps, "stride": self.timing.stride},
+            "files": [{key: entry[key] for key in ("file", "reason", "detail")} for entry in dropped],
+        }
+
+
+def open_dataset(
+    path: str | Path | Listing,
+    num_frames: int,
+    fps: float | None = None,
+    stride: int = 1,
+    size: int | tuple[int, int] = 256,
+    *,
+    seed: int = 0,
+    keep: Collection[str] = (),
+    quarantine: Iterable[Mapping[str, Any]] = (),
+) -> Dataset:
+    """The clips under `path`, see `folders.understand`; nothing is decoded yet.
+
+    num_frames, fps, stride: as `Timing`. size: pixels, (height, width) or one number for both.
+    seed: of the clips' random starts. keep: filters to switch off, of cut, static, letterbox.
+    quarantine: `Dataset.quarantine` of an earlier run; entries whose file has changed, or that were found under other
+    rules, are forgotten. Raises `DataError` for a path or settings that cannot be used.
+    """
+    if unknown := sorted(set(keep) - set(FILTERS)):
+        raise DataError(f"there is no filter {unknown[0]!r} to switch off; they are {', '.join(FILTERS)}")
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        timing = Timing(num_frames, fps, stride)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    listing = path if isinstance(path, Listing) else understand(path)
+    if num_frames > 1 and all(item.kind == "picture" for item in listing.items):
+        raise DataError(f"{listing.path}: holds {listing.kind}, and a clip has {num_frames} frames; take 1 frame")
+    data = Dataset(listing, timing, height, width, seed, tuple(sorted(set(keep))))
+    paths = {item.name: item.path for item in listing.items}
+    for entry in quarantine:
+        name = entry["file"]
+        if name in paths and entry["rules"] == data.rules and entry["version"] == version(paths[name]):
+            data.bad[name] = dict(entry)
+    return data
+
+
+def version(path: Path) -> list[int]:
+    """[bytes, time of the last change in ns] of a file; empty where there is none. Another one is another file."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return []
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def ahead(work: Callable[[A], B], inputs: Sequence[A]) -> Generator[B, None, None]:
+    """`work` of each input in their order, done by a thread for each core ahead of time: decoding needs no lock."""
+    threads = min(cores(), 16)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[B]] = deque()
+        try:
+            for one in inputs:
+                waiting.append(pool.submit(work, one))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
