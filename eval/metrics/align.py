@@ -158,5 +158,5 @@ def _relit(there: NDArray[np.float32], goal: NDArray[np.float32], weight: NDArra
     share = (weight / weight.sum())[:, None]
     mean, wanted = (there * share).sum(axis=0), (goal * share).sum(axis=0)
     own, other = (there - mean), (goal - wanted)
-    gain = np.sqrt(((other**2 * share).sum() + 25) / ((own**2 * share).sum() + 25))
+    gain = np.sqrt(((other**2 * share).sum() + 1) / ((own**2 * share).sum() + 1))
     return np.asarray(own * np.clip(gain, 1 / 3, 3) + wanted, np.float32)

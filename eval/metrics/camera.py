@@ -17,8 +17,10 @@ CAMERAS = ("", "the camera pans left", "the camera pans right", "the camera tilt
 PAN = 0.12  # of the frame
 ZOOM = 0.18  # natural logarithm of the scale
 TURN = 12.0  # degrees
-UNEXPLAINED = 0.5  # a camera's motion leaves at most this share of what no motion leaves
+UNEXPLAINED = 0.92  # a camera's motion leaves at most this share of what no motion leaves
+STRAIGHT = 0.6  # it goes on its way: its end is this far from its start, as a share of the way's length
 ONE_WAY = 0.03  # where the background changes this much less along one direction, nothing is known of that direction
+PLAIN = 0.5  # least share of the object that has to be there for this
 CENTRE = complex(SIDE / 2 - 0.5, SIDE / 2 - 0.5)
 
 
@@ -49,7 +51,8 @@ def measure_camera(shots: list[Picture], covered: list[NDArray[np.uint8]], track
     Definition. Frame by frame, the similarity transform is fitted that takes frame 0's background to this frame's:
     Gauss-Newton on the colours, with light and contrast free, without the object at both its places, and with weights
     that leave out what fits badly. Of the last quarter of the frames the median counts. It must leave at most
-    UNEXPLAINED of the squared difference (cut at 30 levels) that no motion leaves; otherwise the camera rests.
+    UNEXPLAINED of the squared difference (cut at 30 levels) that no motion leaves; otherwise the camera rests. So it
+    does when the way of the picture's corners is not STRAIGHT, as when blotches come and go.
 
     Stripes do not show how far they have moved along themselves. If the background has one such direction and moves
     across it, the object's motion stands for the other: in this world the object rests where the camera moves.
@@ -65,11 +68,14 @@ def measure_camera(shots: list[Picture], covered: list[NDArray[np.uint8]], track
         if k >= late:
             left.append(_left(target, shot, pose, free))
     share = float(np.median(left))
-    if share > UNEXPLAINED:
+    if share > UNEXPLAINED or _straightness(poses) < STRAIGHT:
         return Camera(0.0, 0.0, 0.0, 0.0, share, [Pose()] * len(poses))
     along = _hidden_direction(target)
     if along is not None and track is not None:
-        poses = [_filled(p, along, o, target.centre, track.target.centre) for p, o in zip(poses, track.poses)]
+        poses = [
+            _filled(pose, along, thing, track.target.centre) if found >= PLAIN else pose
+            for pose, thing, found in zip(poses, track.poses, track.found, strict=True)
+        ]
     dx, dy, log_scale, turn = np.median([(p.dx, p.dy, p.log_scale, p.turn) for p in poses[late - 1 :]], axis=0)
     return Camera(float(dx), float(dy), float(log_scale), float(turn), share, poses)
 
@@ -105,7 +111,15 @@ def _left(target: Target, shot: Picture, pose: Pose, free: NDArray[np.uint8]) ->
     if int(both.sum()) < 64:
         return 1.0
     own, rest = (np.minimum(target.misfit(shot, p, both), 900).mean() for p in (pose, Pose()))
-    return float((own + 2) / (rest + 2))
+    return float((own + 20) / (rest + 20))  # 4.5 levels are no motion
+
+
+def _straightness(poses: list[Pose]) -> float:
+    """Distance of the picture's corners from their start over the length of their way, 0 to 1."""
+    corners = np.array([-1 - 1j, 1 - 1j, -1 + 1j, 1 + 1j]) * SIDE / 2
+    way = np.stack([corners, *(pose.a * corners + pose.b for pose in poses)])
+    length = float(np.abs(np.diff(way, axis=0)).mean(axis=1).sum())
+    return float(np.abs(way - corners).mean(axis=1).max()) / max(length, 1e-6)
 
 
 def _hidden_direction(target: Target) -> complex | None:
@@ -117,10 +131,10 @@ def _hidden_direction(target: Target) -> complex | None:
     return complex(vectors[0, 0], vectors[1, 0])
 
 
-def _filled(pose: Pose, along: complex, thing: Pose, centre: complex, point: complex) -> Pose:
+def _filled(pose: Pose, along: complex, thing: Pose, point: complex) -> Pose:
     """A background's pose that moves along the hidden direction as the object does, if it moves across it at all."""
     across = abs((pose.b * (along * 1j).conjugate()).real)
     if across < 0.02 * SIDE:
         return pose
-    missing = thing.b - (pose.a - 1) * (point - centre) - pose.b
+    missing = thing.b - (pose.a - 1) * (point - CENTRE) - pose.b
     return Pose(pose.a, pose.b + along * (missing * along.conjugate()).real)

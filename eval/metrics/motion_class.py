@@ -17,7 +17,7 @@ from eval.metrics.view import View, look
 CLASSES = ("moves left", "moves right", "moves up", "moves down", "stays still")
 MOTIONS = (*CLASSES, "grows", "shrinks", "spins clockwise", "spins counterclockwise", "bounces")
 STILL = 0.12  # of the frame
-GROWTH = 0.18  # natural logarithm of the size
+GROWTH = 0.22  # natural logarithm of the size
 SPIN = 45.0  # degrees
 FOUND = 0.35  # least share of the object that has to be there
 

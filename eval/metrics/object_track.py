@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from eval.metrics.align import SIDE, Picture, Pose, Target, sampled, softened, visible
 
+SOFT = 1.2  # pixels; pictures are blurred by it before a pose is fitted
 SURE = 0.8  # an object found to this share by its last place is not looked for elsewhere
 
 
@@ -35,12 +36,12 @@ def track_object(shots: list[Picture], area: NDArray[np.uint8]) -> Track:
     gone = cv2.dilate(area, np.ones((5, 5), np.uint8))
     bare = cv2.inpaint(shots[0].astype(np.uint8), gone, 3, cv2.INPAINT_TELEA).astype(np.float32)
     y, x = np.nonzero(area)
-    target = Target(softened(shots[0], 0.7), area, complex(x.mean(), y.mean()))
+    target = Target(softened(shots[0], SOFT), area, complex(x.mean(), y.mean()))
     empty = _misfits(bare, shots[0], area)
     pose, poses, found = Pose(), [], []
     for shot in shots[1:]:
         lit = relit(shot, bare)
-        soft = softened(lit, 0.7)
+        soft = softened(lit, SOFT)
         pose = target.fit(soft, pose)
         share = explained(target, lit, bare, pose)
         if share < SURE:

@@ -12,7 +12,7 @@ from eval.metrics.align import SIDE, Picture, area_at_side, pictures
 from eval.metrics.camera import Camera, measure_camera
 from eval.metrics.object_track import Track, track_object
 
-EDGE = np.ones((5, 5), np.uint8)  # an object's edge is mixed with the background: this much is left out
+EDGE = np.ones((7, 7), np.uint8)  # an object's edge is mixed with the background: this much is left out
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from eval.damage import DEGRADED, MOTIONLESS
 from eval.metrics.motion_class import CLASSES, measure_motion
 from eval.metrics.object_mask import object_mask
-from eval.probe_ceiling import DEGRADED, MOTIONLESS, right
+from eval.probe_ceiling import right
 from i2v.data.backgrounds import background
 from i2v.data.scene import render
 from i2v.data.world import LEVEL_1, LEVEL_2, counterfactuals, draw_scene, make_clip
@@ -23,13 +24,13 @@ def test_true_clips_are_read() -> None:
 @pytest.mark.parametrize("name", [name for name in DEGRADED if name != "true"])
 def test_damage_is_borne(name: str) -> None:
     clips = counterfactuals(LEVEL_1, "val", 1003, num_frames=8).values()
-    assert sum(right(clip, DEGRADED[name]) for clip in clips) >= len(clips) - 1
+    assert sum(right(clip, DEGRADED[name], world=LEVEL_1)[0] for clip in clips) >= len(clips) - 1
 
 
 @pytest.mark.parametrize("name", list(MOTIONLESS))
 def test_change_without_motion_is_still(name: str) -> None:
     clips = [make_clip(LEVEL_1, "val", 1010 + i, num_frames=8, motion="moves up", kind="ball") for i in range(4)]
-    assert all(right(clip, MOTIONLESS[name], still=True) for clip in clips)
+    assert all(right(clip, MOTIONLESS[name], True, LEVEL_1) == (True, True) for clip in clips)
 
 
 def test_the_verdict_follows_the_motion() -> None:

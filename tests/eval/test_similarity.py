@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from eval.damage import blurred, degraded, fading, noisy
 from eval.metrics.similarity import CAP, first_frame_similarity
-from eval.probe_ceiling import blurred, degraded, fading, noisy
 from i2v.data.world import LEVEL_1, make_clip
 
 
