@@ -12,11 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.metrics.flow import flow
+from eval.missing import MissingNetwork
 from eval.raft.network import LARGE, RAFT, SMALLEST
-
-
-class MissingNetwork(ValueError):
-    """A metric's network was not given. The message says which files it needs; a table leaves the column empty."""
 
 
 class FlowNetwork(Protocol):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval.flow_networks import Dis, FlowNetwork, MissingNetwork, Raft
+from eval.flow_networks import Dis, FlowNetwork, Raft
 from eval.known_flow import MOTIONS, Motion, clip, main, measure, true_flow
 from eval.metrics.flow_score import flow_score
 from eval.metrics.warping_error import warping_error
+from eval.missing import MissingNetwork
 from eval.raft.load import load_raft
 from eval.raft.network import LARGE, RAFT, SMALL
 

@@ -1,0 +1,1 @@
+"""DOVER, the network of DoverVQA, in torch."""
