@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from i2v.config import ConfigError
 from i2v.models.clip_text import CLIPTextConfig
 from i2v.models.clip_vision import CLIPVisionConfig
+from i2v.models.controlnet import ControlNetConfig
 from i2v.models.ip_adapter import IPAdapterConfig
 from i2v.models.motion import MotionConfig
 from i2v.models.unet import UNetConfig
@@ -38,6 +39,10 @@ CONFIGS: dict[str, type | None] = {  # the parts of a model, and the config that
     "motion": MotionConfig,  # with the schedule that it was trained on
     "i2v_adapter": None,
     "ip_adapter": IPAdapterConfig,
+}
+KINDS: dict[str, type | None] = {  # with what may be added to a model
+    **CONFIGS,
+    "controlnet": ControlNetConfig,  # with the type of its pictures, as in --control TYPE=PATH
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from i2v.config import ConfigError
 from i2v.diffusion.schedule import Schedule
-from i2v.parts import CONFIGS, PartFile, from_json, is_part, open_part, sha256
+from i2v.parts import KINDS, PartFile, from_json, is_part, open_part, sha256
 from i2v.presets import Wanted
 from weights_convert.detect import read_parts
 
@@ -34,6 +34,7 @@ class Source:
     configs: Mapping[str, Any]
     fits: tuple[str, ...] = ()  # the bases that the layout says it goes with; our own files leave it to the shapes
     schedule: Schedule | None = None  # our own motion modules know theirs
+    control: str = ""  # our own ControlNet knows the type of its pictures
 
     @cached_property
     def sha256(self) -> str:
@@ -57,11 +58,12 @@ def open_source(path: Path) -> Source:
 def own_source(path: Path) -> Source:
     """One of our own part files, which describes itself."""
     name = is_part(path) or path.stem
-    if name not in CONFIGS:
-        raise ConfigError(f"{path}: no part is called {name}; parts are {', '.join(CONFIGS)}")
-    file = open_part(path, CONFIGS[name])
+    if name not in KINDS:
+        raise ConfigError(f"{path}: no part is called {name}; parts are {', '.join(KINDS)}")
+    file = open_part(path, KINDS[name])
     schedule = schedule_of(file) if name == "motion" else None
-    return Source(path, OWN, *_split({name: file.tensors()}, {name: file.config}), schedule=schedule)
+    control = str(file.metadata.get("control", ""))
+    return Source(path, OWN, *_split({name: file.tensors()}, {name: file.config}), schedule=schedule, control=control)
 
 
 def schedule_of(motion: PartFile) -> Schedule:

@@ -157,7 +157,7 @@ def networks() -> dict[str, ControlNet]:
 
 @torch.no_grad()
 def test_residuals(folder: Path) -> None:
-    """Sums over controls with their scales, each frame with its map, only at given timesteps; silent frames get none."""
+    """Sums over controls with their scales, at given timesteps only; each frame has its map, silent ones get none."""
     nets = networks()
     maps = read("canny=maps:0.5", "pose=maps")
     generator = torch.Generator().manual_seed(1)

@@ -11,7 +11,7 @@ from weights_convert.contents import Content, accounted, look
 from weights_convert.layouts.lora import BASES
 from weights_convert.lora import read_lora
 from weights_convert.networks import FAMILIES, TITLES, misfits
-from weights_convert.own_format import CONFIGS, Part
+from weights_convert.own_format import KINDS, Part
 from weights_convert.rules import ConversionError
 
 Json = dict[str, Any]
@@ -82,12 +82,12 @@ def title_of(content: Content) -> str:
 def fitting(name: str, part: Part, family: str) -> list[str]:
     """What keeps a part from working with a base: another config, or keys and shapes that our network has not."""
     settled = FAMILIES[family]
-    if name not in CONFIGS:
+    if name not in KINDS:
         return []  # a network that is not built here: the layout's rules account for its keys
     config = part.config
     if config is None:
         config = settled.get(name)
-    elif name in ("unet", "text_encoder", "text_encoder_2") and not _same(config, settled.get(name)):
+    elif name in ("unet", "text_encoder", "text_encoder_2", "controlnet") and not _same(config, settled.get(name)):
         want = settled.get(name)
         return [f"{name}: it is {config}, expected {want}" if want else f"{name}: {TITLES[family]} has no such part"]
     elif name == "ip_adapter" and config.context_dim != settled["unet"].context_dim:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from i2v.models.unet import UNetConfig
-from i2v.parts import CONFIGS, sha256
+from i2v.parts import CONFIGS, KINDS, sha256
 from weights_convert import files, own_format, write_diffusers
 from weights_convert.contents import Content, accounted, look
 from weights_convert.detect import named
@@ -100,7 +100,7 @@ def _settled(job: Job, content: Content, name: str, part: Part) -> Part:
         bases = " or ".join(layout.fits if layout else FAMILIES)
         raise ConversionError(f"{content.path}: its content does not say which base it is for; say --for {bases}")
     config = part.config
-    if config is None and CONFIGS[name] is not None and not part.bare_attentions:
+    if config is None and KINDS[name] is not None and not part.bare_attentions:
         config = FAMILIES[family][name]
     return replace(part, family=family, config=config)
 
@@ -201,6 +201,7 @@ def _to_diffusers(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer:
 
 LEFT_OUT = {
     "i2v_adapter": "diffusers has no place for an I2V-Adapter; write it with --to i2v-module",
+    "controlnet": "a pipeline's folder has no ControlNet in it; write it with --to controlnet-sd15-diffusers",
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG, CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.controlnet import CONTROL_SD15, CONTROL_SDXL, ControlNet
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter, image_projection
 from i2v.models.motion import add_motion_modules
@@ -18,8 +19,14 @@ from i2v.models.unet import SD15, SDXL, UNet, UNetConfig
 from i2v.models.vae import SD_VAE, SDXL_VAE, VAE
 
 FAMILIES: dict[str, dict[str, Any]] = {  # what is settled by the base model, whatever file a part comes from
-    "sd15": {"unet": SD15, "vae": SD_VAE, "text_encoder": CLIP_L},
-    "sdxl": {"unet": SDXL, "vae": SDXL_VAE, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIGG},
+    "sd15": {"unet": SD15, "vae": SD_VAE, "text_encoder": CLIP_L, "controlnet": CONTROL_SD15},
+    "sdxl": {
+        "unet": SDXL,
+        "vae": SDXL_VAE,
+        "text_encoder": CLIP_L,
+        "text_encoder_2": OPENCLIP_BIGG,
+        "controlnet": CONTROL_SDXL,
+    },
 }
 TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
 
@@ -40,6 +47,8 @@ def expected(part: str, config: Any, unet: UNetConfig) -> Mapping[str, Tensor]:
             return dict(CLIPTextModel(config).state_dict())
         if part == "image_encoder":
             return dict(CLIPVisionModel(config).state_dict())
+        if part == "controlnet":
+            return dict(ControlNet(config).state_dict())
         base = UNet(unet)
         if part == "motion":
             return _flat(add_motion_modules(base, config))

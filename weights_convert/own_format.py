@@ -21,7 +21,7 @@ from torch import Tensor
 from i2v.diffusion.schedule import ANIMATEDIFF_SD15, ANIMATEDIFF_SDXL, Schedule
 from i2v.models.clip_text import CLIPTextConfig
 from i2v.models.tokenizer import parse_merges, vocabulary
-from i2v.parts import CONFIGS, from_json, is_part, open_part
+from i2v.parts import KINDS, from_json, is_part, open_part
 from weights_convert import files
 from weights_convert.rules import ConversionError
 
@@ -49,12 +49,12 @@ class Part:
 def part_name(path: Path) -> str:
     """Which part the file at `path` holds, in our own format; "" for any other file."""
     name = is_part(path)
-    return name if name in CONFIGS else ""
+    return name if name in KINDS else ""
 
 
 def read_part(path: Path) -> Part:
     """One of our own files. Raises ConfigError where its metadata do not fit it."""
-    file = open_part(path, CONFIGS[part_name(path)])
+    file = open_part(path, KINDS[part_name(path)])
     facts = dict(file.metadata)
     schedule = facts.pop("schedule", None)
     known = from_json(Schedule, json.dumps(schedule), str(path)) if schedule else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter, image_projection
 from i2v.models.motion import MotionConfig, add_motion_modules
@@ -142,6 +143,8 @@ def wanted(part: str, config: Any, unet_config: UNetConfig) -> dict[str, Tensor]
             return dict(CLIPTextModel(config).state_dict())
         if part == "image_encoder":
             return dict(CLIPVisionModel(config).state_dict())
+        if part == "controlnet":
+            return dict(ControlNet(config).state_dict())
         unet = UNet(unet_config)
         if part == "motion":
             return flat(add_motion_modules(unet, config))
@@ -153,8 +156,6 @@ def wanted(part: str, config: Any, unet_config: UNetConfig) -> dict[str, Tensor]
 
 def in_diffusers(part: str, name: str, manifest: Manifest) -> dict[str, Tensor]:
     """What diffusers' network of that part holds, from a published list in its names: we have no such network yet."""
-    if part == "controlnet":
-        return published(manifest, f"controlnet_{'sdxl' if 'sdxl' in name else 'sd15'}_diffusers")
     if part == "taesd":
         half = name.split("_")[1] + "."
         both = published(manifest, "taesd_diffusers")
@@ -172,7 +173,7 @@ def check_models(parts: Parts, name: str, manifest: Manifest) -> None:
     for part, tensors in parts.tensors.items():
         config = parts.layout.configs.get(part)
         assert isinstance(config, MotionConfig) or part != "motion"
-        borrowed = part in ("controlnet", "sparse_control", "taesd")
+        borrowed = part in ("sparse_control", "taesd")
         want = in_diffusers(part, name, manifest) if borrowed else wanted(part, config, unet_config)
         check_shapes(want, tensors, f"{name}: {part}")
 

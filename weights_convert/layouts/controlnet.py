@@ -1,11 +1,12 @@
-"""ControlNet in original and in diffusers' names, towards diffusers'; no network here reads them yet."""
+"""ControlNet in original and in diffusers' names, towards diffusers', which are our own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
 from i2v.models.clip_text import CLIP_L
-from i2v.models.unet import SD15, SDXL, UNetConfig
+from i2v.models.controlnet import CONTROL_SD15, CONTROL_SDXL
+from i2v.models.unet import SD15, SDXL, UNetConfig, skip_channels
 from i2v.models.vae import SD_VAE
 from weights_convert.layout import Layout, Shape, always
 from weights_convert.layouts.diffusers_unet import kept
@@ -16,12 +17,8 @@ from weights_convert.rules import Rename, Rule, prefixed
 
 HINTS = ("conv_in", *(f"blocks.{i}" for i in range(6)), "conv_out")  # convolutions from the picture to the latents
 PREFIX, PART = "control_model.", "controlnet."
-NOT_YET = "read and checked by its names; there is no ControlNet in this project yet"
-
-
-def outputs(cfg: UNetConfig) -> int:
-    """How many skip connections the way down has, each with a 1x1 convolution of its own."""
-    return 1 + cfg.layers * len(cfg.channels) + len(cfg.channels) - 1
+CONFIGS = {"sd15": CONTROL_SD15, "sdxl": CONTROL_SDXL}
+NOTE = "its content does not say for which pictures it was trained; sample.py takes it as --controlnet TYPE=FILE"
 
 
 def controlnet_ldm(cfg: UNetConfig) -> list[Rule]:
@@ -32,7 +29,8 @@ def controlnet_ldm(cfg: UNetConfig) -> list[Rule]:
         for i, name in enumerate(HINTS)
     ]
     rules += [
-        Rename(f"zero_convs.{i}.0.{both}", f"controlnet_down_blocks.{i}.{both}", expect=2) for i in range(outputs(cfg))
+        Rename(f"zero_convs.{i}.0.{both}", f"controlnet_down_blocks.{i}.{both}", expect=2)
+        for i in range(len(skip_channels(cfg)))
     ]
     rules.append(Rename(f"middle_block_out.0.{both}", f"controlnet_mid_block.{both}", expect=2))
     return rules + ldm_down(cfg)
@@ -59,7 +57,8 @@ def _layout(name: str, base: str, names: str, has: dict[str, Shape | None], rule
         has=has,
         build=always(rules, PART),
         lacks=("model.diffusion_model.input_blocks.0.0.weight",),
-        note=NOT_YET,
+        configs={"controlnet": CONFIGS[base]},
+        note=NOTE,
     )
 
 
@@ -109,7 +108,7 @@ LAYOUTS = (
             "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": TO_K["sd15"],
         },
         build=_whole,
-        configs={"unet": SD15, "vae": SD_VAE, "text_encoder": CLIP_L},
-        note=NOT_YET,
+        configs={"unet": SD15, "vae": SD_VAE, "text_encoder": CLIP_L, "controlnet": CONTROL_SD15},
+        note=NOTE,
     ),
 )

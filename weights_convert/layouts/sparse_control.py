@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from i2v.models.unet import SD15, UNetConfig
+from i2v.models.unet import SD15, UNetConfig, skip_channels
 from weights_convert.layout import Layout, Shape, always
 from weights_convert.layouts.animatediff import SCHEDULES, positions
-from weights_convert.layouts.controlnet import HINTS, outputs
+from weights_convert.layouts.controlnet import HINTS
 from weights_convert.layouts.diffusers_unet import kept
 from weights_convert.layouts.ldm_unet import ldm_down
 from weights_convert.rules import Rebuild, Rename, Rule
@@ -25,7 +25,7 @@ def sparse_control(cfg: UNetConfig, scribble: bool, diffusers: bool = False) -> 
     """
     both = "{p:weight|bias}"
     hints = [f"controlnet_cond_embedding.{name}" for name in HINTS] if scribble else ["controlnet_cond_embedding"]
-    names = [*hints, *(f"controlnet_down_blocks.{i}" for i in range(outputs(cfg))), "controlnet_mid_block"]
+    names = [*hints, *(f"controlnet_down_blocks.{i}" for i in range(len(skip_channels(cfg)))), "controlnet_mid_block"]
     rules: list[Rule] = [Rename(f"{name}.{both}", f"{name}.{both}", expect=2) for name in names]
     outer, inner, table, query = f"{AT}.temporal_transformer", INNER, "attention_blocks.0.pos_encoder.pe", ""
     if diffusers:
