@@ -29,6 +29,7 @@ from i2v import config, load
 from i2v.config import flag
 from i2v.data.natural import natural_picture
 from i2v.data.world import WORLDS, make_clip
+from i2v.device import pick_device
 from i2v.models.vae import VAE, VAEConfig
 from i2v.parts import save_part
 from i2v.training import checkpoint
@@ -55,6 +56,7 @@ class VAETraining:
     batch: int = flag(32, "frames per step")
     lr: float = flag(2e-3, "peak learning rate")
     kl: float = flag(1e-5, "weight of the KL term (mean per latent element)")
+    device: str = flag("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1")
     seed: int = flag(0, "seed of the weights, the draws and the order")
     save_every: int = flag(500, "steps between checkpoints")
 
@@ -100,7 +102,7 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
 @torch.no_grad()
 def psnr(vae: VAE, frames: Tensor) -> float:
     """Mean PSNR in dB of the round trip through the latent mean; peak 2 because pixels span [-1, 1]."""
-    x = to_float(frames)
+    x = to_float(frames.to(next(vae.parameters()).device))
     out = vae.decode(vae.encode(x).mode()).clamp(-1, 1)
     return float((10 * torch.log10(4 / (out - x).square().mean((1, 2, 3)))).mean())
 
@@ -108,7 +110,8 @@ def psnr(vae: VAE, frames: Tensor) -> float:
 @torch.no_grad()
 def standardise(vae: VAE, frames: Tensor) -> list[float]:
     """Fold mean 0 and deviation 1 per latent channel into the two 1x1 convolutions; returns the old deviations."""
-    z = torch.cat([vae.encode(to_float(part)).mode() for part in frames.split(64)])
+    device = next(vae.parameters()).device
+    z = torch.cat([vae.encode(to_float(part.to(device))).mode() for part in frames.split(64)])
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
     channels = len(mean)
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -124,10 +127,12 @@ def standardise(vae: VAE, frames: Tensor) -> list[float]:
 
 def main(argv: list[str] | None = None) -> None:
     cfg = config.from_command_line(VAETraining, argv)
+    device = pick_device(cfg.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         vae = VAE(TINY_VAE)
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.to(device)
     named = dict(vae.named_parameters())
     begin = cfg.polish or cfg.init
     if begin is not None:
@@ -140,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     if (found := checkpoint.latest(cfg.out)) is not None:
         tensors, facts = checkpoint.load(found)
         vae.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        ema.shadow = {k: tensors[f"ema.{k}"] for k in named}
+        ema.shadow = {k: tensors[f"ema.{k}"].to(device) for k in named}
         restore_optimizer(optimizer, named, {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")})
         start, spent, ema.updates = facts["step"], facts["seconds"], facts["step"]
         print(f"going on from {found}")
@@ -149,16 +154,19 @@ def main(argv: list[str] | None = None) -> None:
     frames = torch.cat(list(mixture.values()))
     held_out = draw_mixture(cfg, "val", 256)
     cfg.out.mkdir(parents=True, exist_ok=True)
-    log, began = (cfg.out / "log.jsonl").open("a"), time.monotonic() - spent
+    path = cfg.out / "log.jsonl"  # lines after the checkpoint, of steps that are now run again, are dropped
+    lines = path.read_text().splitlines() if path.is_file() else []
+    config.write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
+    log, began = path.open("a"), time.monotonic() - spent
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="vae", mininterval=5)
     for step in bar:
         draw = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
-        x = to_float(frames[torch.randint(len(frames), (cfg.batch,), generator=draw)])
+        x = to_float(frames[torch.randint(len(frames), (cfg.batch,), generator=draw)].to(device))
         x = x.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(x)
             noise = torch.randn(posterior.mean.shape, generator=draw)
-            out = vae.decode(posterior.sample(noise))
+            out = vae.decode(posterior.sample(noise.to(device)))
         mean, std = posterior.mean.float(), posterior.std.float()
         kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.clamp_min(1e-6).log()).mean()
         loss = reconstruction_loss(out.float(), x) + cfg.kl * kl
@@ -169,10 +177,10 @@ def main(argv: list[str] | None = None) -> None:
         optimizer.step()
         optimizer.zero_grad()
         ema.update()
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower --lr")
-        bar.set_postfix(loss=f"{loss.item():.4f}")
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 100 == 0:  # looking at the loss makes a GPU wait
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower --lr")
+            bar.set_postfix(loss=f"{loss.item():.4f}")
             row = {
                 "step": step + 1,
                 "loss": loss.item(),
