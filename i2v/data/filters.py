@@ -17,11 +17,12 @@ FILTERS = ("cut", "static", "letterbox")  # those that can be switched off
 CUT_LEVEL = 12.0  # mean change from one frame to the next, in levels of 0 ... 255, that may be a cut
 CUT_RATIO = 3.0  # and how many times more than around it
 CUT_AROUND = 8  # frames on either side that it is compared with
-STILL_LEVEL = 8.0  # range over time, in levels, that the liveliest 1 % of a moving clip's picture exceeds
+STILL_LEVEL = 12.0  # levels by which the liveliest 1 % of the picture differs between quarters of a moving clip
 GAP = 3.0  # frames that are missing in a row split the file as a cut does
 BAR_ROWS = 3  # of 96: bars of 3 % of the height (or width) on both sides
-BAR_LEVELS = 16  # how far a bar's colour may vary
-BAR_EDGE = 0.6  # part of the row next to a bar that must at some time differ from the bar
+BAR_LEVELS = 40  # how far a bar's colour may vary: compression smears the picture over its edge
+BAR_STEP = 32  # levels by which the picture next to a bar differs from it at some time
+BAR_EDGE = 0.5  # in this part of the row, so that only straight edges count
 SLOWER = 0.9  # a file with less than this part of the wanted frames a second would repeat frames
 
 
@@ -39,9 +40,12 @@ def cuts(scan: Scan) -> NDArray[np.int64]:
 
 
 def movement(small: NDArray[np.uint8]) -> float:
-    """How far the liveliest 1 % of the picture ranges over time, in levels of 0 ... 255; 0 for one frame."""
-    spread = (small.max(axis=0).astype(np.float32) - small.min(axis=0)).max(axis=-1)
-    return float(np.quantile(spread, 0.99))
+    """How far the liveliest 1 % of the picture goes from quarter to quarter of a clip, in levels; 0 for one frame.
+
+    Averages over a quarter let noise and the flicker of compression cancel out.
+    """
+    quarters = np.stack([part.mean(axis=(0, 3)) for part in np.array_split(small, min(4, len(small)))])
+    return float(np.quantile(quarters.max(axis=0) - quarters.min(axis=0), 0.99))
 
 
 def bars(scan: Scan) -> tuple[int, int]:
@@ -64,12 +68,14 @@ def _bars(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> int:
     top, bottom = count(range(LARGE)), count(range(LARGE - 1, -1, -1))
     if min(top, bottom) < BAR_ROWS or top + bottom > LARGE // 2 + LARGE // 4:
         return 0
-    colour = (most[:top].max(axis=(0, 1)) + least[:top].min(axis=(0, 1))) / 2
-    if np.abs((most[-bottom:].max(axis=(0, 1)) + least[-bottom:].min(axis=(0, 1))) / 2 - colour).max() > BAR_LEVELS:
+    colour, below = (
+        np.median(most[part] + least[part], axis=(0, 1)) / 2 for part in (slice(top), slice(-bottom, None))
+    )
+    if np.abs(colour - below).max() > BAR_LEVELS:
         return 0
-    for row in (top + 1, LARGE - 2 - bottom):  # the next row may hold a mixture
-        away = np.maximum(np.abs(most[row] - colour), np.abs(least[row] - colour)).max(axis=-1)
-        if (away > 2 * BAR_LEVELS).mean() < BAR_EDGE:
+    for rows in (slice(top, top + 3), slice(LARGE - bottom - 3, LARGE - bottom)):  # one or two may hold a mixture
+        away = np.maximum(np.abs(most[rows] - colour), np.abs(least[rows] - colour)).max(axis=-1)
+        if (away > BAR_STEP).mean(axis=1).max() < BAR_EDGE:
             return 0
     return top + bottom
 
@@ -113,7 +119,7 @@ def starts(scan: Scan, timing: Timing, keep: Collection[str] = ()) -> NDArray[np
         raise BadClip("cut", f"{len(fitting)} shots or pauses, none of them {span:.2f} s long")
     moving = [part for part in fitting if part and movement(scan.small[part[0][0] : part[0][1]]) >= STILL_LEVEL]
     if "static" not in keep and not moving:
-        raise BadClip("static", f"nothing moves: the picture changes by less than {STILL_LEVEL:.0f} of 255 levels")
+        raise BadClip("static", "nothing moves")
     chosen = fitting if "static" in keep else moving
     return np.asarray([pair for part in chosen for pair in part], np.int64)
 

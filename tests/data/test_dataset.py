@@ -1,0 +1,138 @@
+"""A thousand clips with planted faults: all found, all counted, never tried twice; and what `check` prints of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from planted import moving, samples, webvid_csv, write
+
+from i2v.data import dataset
+from i2v.data.__main__ import main, run
+from i2v.data.dataset import ahead, open_dataset
+from i2v.data.folders import BadClip, DataError
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    return samples(tmp_path_factory.mktemp("planted"))
+
+
+def folder_of(planted: dict[str, list[Path]]) -> Path:
+    return planted[""][0].parent
+
+
+def test_every_planted_fault_is_found_for_its_reason(planted: dict[str, list[Path]]) -> None:
+    data = open_dataset(folder_of(planted), 16)
+    facts = data.survey(show=False)
+    wanted = {path.name: reason for reason, paths in planted.items() if reason for path in paths}
+    assert {entry["file"]: entry["reason"] for entry in facts["files"]} == wanted
+    assert facts["kept"] == len(planted[""]) and facts["listed"] == facts["kept"] + len(wanted)
+    assert sum(facts["dropped"].values()) == len(wanted) and facts["without_caption"] == facts["kept"]
+
+
+@pytest.mark.parametrize("rows", [60, 1000])
+def test_webvid_with_planted_faults(tmp_path: Path, rows: int) -> None:
+    table, planted = webvid_csv(tmp_path, rows)
+    began = time.process_time()
+    facts = open_dataset(table, 16).survey(show=False)
+    assert facts["understood"] == "WebVid csv" and facts["listed"] == rows
+    assert {**facts["dropped"], "": facts["kept"]} == planted and len(planted) == 11
+    assert len(facts["files"]) == rows - facts["kept"] and facts["without_caption"] == 0
+    assert time.process_time() - began < 60
+
+
+def test_the_lying_header_of_a_real_file(shared_media) -> None:
+    facts = open_dataset(shared_media("videos/tree.avi"), 16).survey(show=False)
+    (entry,) = facts["files"]
+    assert (entry["reason"], entry["detail"]) == ("short_of_header", "the header promises 444 frames, 68 decode")
+
+
+def test_a_bad_file_is_opened_once(planted: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a second time in this run, nor in one that is given its quarantine list."""
+    opened: list[str] = []
+    scan = dataset.scan
+    monkeypatch.setattr(dataset, "scan", lambda item: opened.append(item.name) or scan(item))
+    data = open_dataset(folder_of(planted), 16, size=32)
+    drawn = [data.sample(k)[0] for k in range(40)]
+    assert len(opened) == len(set(opened)) and data.quarantine
+    assert all(data.items[k].path in planted[""] for k in drawn)
+    stored = json.loads(json.dumps(data.quarantine))
+    opened.clear()
+    again = open_dataset(folder_of(planted), 16, size=32, quarantine=stored)
+    assert [again.sample(k)[0] for k in range(40)] == drawn  # known bad files change no draw
+    assert not set(opened) & {entry["file"] for entry in stored} and again.quarantine == data.quarantine
+
+
+def test_the_list_is_forgotten_when_the_file_or_the_rules_change(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"")
+    data = open_dataset(tmp_path, 16)
+    data.survey(show=False)
+    assert [entry["reason"] for entry in data.quarantine] == ["empty"]
+    write(path, moving(0))
+    assert open_dataset(tmp_path, 16, quarantine=data.quarantine).survey(show=False)["kept"] == 1
+    write(path, moving(0)[:9])
+    data = open_dataset(tmp_path, 16)
+    data.survey(show=False)
+    assert [entry["reason"] for entry in data.quarantine] == ["too_short"]
+    assert open_dataset(tmp_path, 8, quarantine=data.quarantine).survey(show=False)["kept"] == 1
+
+
+def test_a_file_that_is_damaged_after_its_scan(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", moving(0))
+    data = open_dataset(tmp_path, 16, size=32)
+    assert data.frames(0, 0).shape == (16, 32, 32, 3)
+    path.write_bytes(b"")
+    with pytest.raises(BadClip, match="empty"):
+        data.frames(0, 1)
+    assert [entry["reason"] for entry in data.quarantine] == ["empty"]
+
+
+def test_nothing_but_bad_files_ends_with_a_message(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"100 clips tried for sample 3, none can be used .*i2v.data check"):
+        open_dataset(tmp_path, 16).sample(3)
+
+
+def test_unknown_filter() -> None:
+    with pytest.raises(DataError, match="no filter 'cuts'"):
+        open_dataset(".", 16, keep=["cuts"])
+
+
+def test_ahead_keeps_the_order_and_stops_early() -> None:
+    done: list[int] = []
+    results = ahead(lambda k: done.append(k) or k * k, range(1000))
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    results.close()
+    assert len(done) < 200
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda k: 1 / k, [1, 0]))
+
+
+def test_check_says_what_it_found(planted: dict[str, list[Path]], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(folder_of(planted))
+    assert run(["check", folder]) == 0
+    text = capsys.readouterr().out
+    assert "folder of clips, 19 listed" in text and "16 frames, their own frames" in text
+    assert "not_a_video          3" in text and "page.mp4: is a web page" in text
+    assert run(["check", folder, "--json", "--num-frames", "8", "--fps", "4", "--keep", "static", "letterbox"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["clip"] == {"num_frames": 8, "fps": 4.0, "stride": 1}
+    assert not {"static", "letterbox"} & set(facts["dropped"]) and facts["dropped"]["empty"] == 1
+
+
+def test_check_fails_where_nothing_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k in range(8):
+        (tmp_path / f"{k}.mp4").write_bytes(b"")
+    monkeypatch.setattr("sys.argv", ["check", "check", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    out = capsys.readouterr().out
+    assert "kept           0" in out and "4.mp4: the file has no bytes" in out and "and 3 more" in out
