@@ -10,9 +10,9 @@ aesthetic rating, sigmoid((raw + 0.08285) / 0.03774), and the overall one, sigmo
 are options. Raw values are in the result, so that others can be made from them.
 
 Preprocessing: three clips of 32 frames, every second frame, going round at the end; each is a mosaic of 7 x 7
-fragments of 32 x 32 pixels in full resolution, at random places drawn from `seed`: the rating is random within a few
-per cent, so compare with one seed. Frames below 224 pixels are enlarged, of which the reference sees the upper left
-alone. The aesthetic branch sees 32 whole frames at 224 x 224; of a clip below 32 frames only the first one, 32 times.
+fragments of 32 x 32 pixels in full resolution, at random places drawn from `seed`, so compare with one seed. Frames
+below 224 pixels are enlarged, of which the reference sees the upper left alone. The aesthetic branch sees 32 whole
+frames at 224 x 224; of a clip below 32 frames only the first one, 32 times.
 
 Network: DOVER.pth (the technical branch, 28.1 M parameters; both, 56.2 M).
 
