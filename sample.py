@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -24,22 +24,25 @@ def stop_at_once(*_: object) -> None:
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, stop_at_once)
 
-from i2v import assemble, load, presets, replay
+from i2v import assemble, jobs, load, presets, replay
 from i2v.assemble import ModelFiles
 from i2v.config import ConfigError, flag, from_command_line, from_dict
-from i2v.diffusion.frame_similarity_prior import timesteps_from
+from i2v.pipeline import I2VPipeline, Result
 from i2v.request import Request
-from i2v.video import check_output, read_image, settings_beside, write_video
+from i2v.video import Written, write_video
 
 
 @dataclass(frozen=True)
 class SampleConfig(ModelFiles, Request):
     """Make a video from a picture and a prompt."""
 
-    image: Path | None = flag(None, "the picture that the video begins with", "-i", "--first-frame-path",
-                              "--image-path", "--input", "--input-image", "--img")  # fmt: skip
-    output: Path | None = flag(None, "the video: .mp4, .gif, .webp or a folder of .png; not given: <image>_<seed>.mp4",
-                               "-o", "--out", "--output-path", "--save-path", "--save-file")  # fmt: skip
+    image: tuple[str, ...] = flag((), "the picture that the video begins with; PATH@FRAME: of another frame, -1 is the "
+                                  "last; several or a folder: a video of each", "-i", "--first-frame-path",
+                                  "--image-path", "--input", "--input-image", "--img")  # fmt: skip
+    jobs: Path | None = flag(None, "a video for each line of this file: json with image, prompt, output, ...")
+    output: Path | None = flag(None, "the video: .mp4, .gif, .webp or a folder of .png; not given: <image>_<seed>.mp4; "
+                               "of several videos their folder", "-o", "--out", "--output-path", "--save-path",
+                               "--save-file")  # fmt: skip
     overwrite: bool = flag(False, "replace the output if it exists")
     release: bool = flag(False, "every setting as in the authors' script, but for those that you give")
     from_: Path | None = flag(None, "make this video again, from the settings inside it; other flags change them")
@@ -62,18 +65,6 @@ def parse(argv: Sequence[str] | None) -> tuple[SampleConfig, replay.Recipe | Non
     return (from_command_line(SampleConfig, argv, "sample.py", base) if base else cfg), recipe
 
 
-def output_of(cfg: SampleConfig, image: Path) -> Path:
-    """The given output, or <image>_<seed>.mp4 here, with the first free number appended where that exists."""
-    if cfg.output is not None:
-        return check_output(cfg.output, cfg.overwrite, cfg.fps)
-    target = Path(f"{image.stem}_{cfg.seed}.mp4")
-    number = 1
-    while not cfg.overwrite and (target.exists() or settings_beside(target).exists()):
-        number += 1
-        target = Path(f"{image.stem}_{cfg.seed}_{number}.mp4")
-    return check_output(target, cfg.overwrite)
-
-
 def run(argv: Sequence[str] | None = None) -> int:
     """Everything that can be wrong is looked at before the weights are read; returns the exit code."""
     cfg, recipe = parse(argv)
@@ -82,39 +73,62 @@ def run(argv: Sequence[str] | None = None) -> int:
         plan = assemble.plan(files)
         print(plan.report())
         return 0 if plan.complete else 2
-    if cfg.image is None:
+    if not cfg.image and cfg.jobs is None:
         if recipe is None:
             raise ConfigError("--image is missing: the picture that the video begins with")
-        made_from = recipe.settings["picture"].get("file") or "a picture without a name"
-        raise ConfigError(f"{cfg.from_} was made from {made_from}, which is not there; give it with --image")
+        raise ConfigError(f"{cfg.from_} was made from {recipe.lost()}, which is not there; give it with --image")
     if cfg.decode_chunk < 1:
         raise ConfigError(f"--decode-chunk {cfg.decode_chunk}: expected at least 1 frame")
-    picture = read_image(cfg.image)
+    request = Request(**{f.name: getattr(cfg, f.name) for f in fields(Request)})
+    todo, several = jobs.listed(cfg.image, cfg.jobs, request, cfg.output)
     plan = assemble.plan(files)
     plan.refuse()
-    motion, vae = plan.parts["motion"].config, plan.parts["vae"].config
-    request = Request(**{f.name: getattr(cfg, f.name) for f in fields(Request)})
-    full = request.resolved(plan.preset, picture.shape[:2], motion.max_frames, vae.factor)
-    timesteps_from(plan.schedule, full.steps, float(full.t0 or 0))
-    output = output_of(cfg, cfg.image)
+    checker = jobs.Checker(plan, cfg.overwrite, several, todo)
 
-    pipe = load.build(plan, cfg.device, cfg.dtype, progress=True)
-    pipe.decode_chunk, pipe.guidance_in_turn = cfg.decode_chunk, cfg.guidance_in_turn
-    for facts in pipe.weights.values():
-        if "layers" in facts:
-            print(f"LoRA {facts['file']}: {facts['layers']} layers changed, scale {facts['scale']:g}")
-    print(f"{cfg.image} -> {full.num_frames} frames of {full.width}x{full.height}, seed {full.seed}, "
-          f"{plan.preset.name} on {pipe.device.type}")  # fmt: skip
-    result = pipe.run(cfg.image, request, progress=True)
-    written = write_video(output, result.frames, result.fps, result.settings, overwrite=cfg.overwrite)
+    @functools.cache
+    def pipe() -> I2VPipeline:
+        built = load.build(plan, cfg.device, cfg.dtype, progress=True)
+        built.decode_chunk, built.guidance_in_turn = cfg.decode_chunk, cfg.guidance_in_turn
+        for facts in built.weights.values():
+            if "layers" in facts:
+                print(f"LoRA {facts['file']}: {facts['layers']} layers changed, scale {facts['scale']:g}")
+        return built
+
+    def make(job: jobs.Ready) -> tuple[Result, Written]:
+        result = pipe().run(job.job.images, job.job.request, progress=True)
+        return result, write_video(job.output, result.frames, result.fps, result.settings, overwrite=cfg.overwrite)
+
+    if several:
+        return make_all(todo, checker, make)
+    ready = checker.check(todo[0])
+    full = ready.request
+    print(f"{ready.job.name} -> {full.num_frames} frames of {full.width}x{full.height}, seed {full.seed}, "
+          f"{plan.preset.name} on {pipe().device.type}")  # fmt: skip
+    result, written = make(ready)
     print(f"{written.path} ({written.codec})" + (f"; {written.note}" if written.note else ""))
-    psnr, shift = result.drift["first_frame_psnr"], result.drift["last_color_shift"]
-    first = "is your picture" if psnr is None else f"{psnr:.1f} dB from your picture"
-    print(f"frame 0 {first}; mean colour of the last frame {shift:.1f} delta E from the first (2 is just visible)")
+    near = ", ".join(
+        f"frame {frame} " + ("is your picture" if psnr is None else f"{psnr:.1f} dB from your picture")
+        for frame, psnr in result.drift["psnr"].items()
+    )
+    shift = result.drift["last_color_shift"]
+    print(f"{near}; mean colour of the last frame {shift:.1f} delta E from the first (2 is just visible)")
     if recipe is not None:
         lines = recipe.differences(result.settings)
         print("made as recorded" if not lines else "not as recorded:\n  " + "\n  ".join(lines))
     return 0
+
+
+def make_all(
+    todo: Sequence[jobs.Job], checker: jobs.Checker, make: Callable[[jobs.Ready], tuple[Result, Written]]
+) -> int:
+    """One after the other, a line each; a failure stops no other job and is told again at the end."""
+    failed = []
+    for number, (job, text, fine) in enumerate(jobs.make_all(todo, checker, lambda job: make(job)[1]), 1):
+        print(f"[{number}/{len(todo)}] {job.name}: {text}")
+        failed += [] if fine else [f"  {job.name}: {text}"]
+    if failed:
+        print(f"sample.py: error: {len(failed)} of {len(todo)} failed", *failed, sep="\n", file=sys.stderr)
+    return 2 if failed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,18 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         return 130
-    except (RuntimeError, MemoryError) as error:
-        # only CUDA has an error type of its own; on the CPU and on MPS the words tell
-        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
-            raise
-        return fail("out of memory; try --guidance-in-turn, --decode-chunk 1, fewer frames or a smaller size")
-    except (ValueError, OSError) as error:  # the errors that this project raises for what users gave
-        return fail(" ".join(str(error).split()))
-
-
-def fail(message: str) -> int:
-    print(f"sample.py: error: {message}", file=sys.stderr)
-    return 2
+    except jobs.MISTAKES as error:
+        print(f"sample.py: error: {jobs.words(error)}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Colours over a clip: the release's colour matching, the exact first frame, and how far colours drift.
+"""Colours over a clip: the release's colour matching, the exact known frames, and how far colours drift.
 
 A clip is (F, H, W, 3) RGB here, uint8 or float32 in [0, 1] as each function says.
 """
@@ -6,6 +6,7 @@ A clip is (F, H, W, 3) RGB here, uint8 or float32 in [0, 1] as each function say
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import cv2
@@ -15,16 +16,20 @@ from numpy.typing import NDArray
 FADE_FRAMES = 4  # half a second at the released 8 frames per second
 
 
-def color_match(video: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Every later frame gets the colours of frame 0; video (F, H, W, 3) float32 in [0, 1], as is the result.
+def color_match(video: NDArray[np.float32], known: Collection[int] = (0,)) -> NDArray[np.float32]:
+    """Every frame gets the colours of the first known one; video (F, H, W, 3) float32 in [0, 1], as is the result.
 
+    `known` frames, which are the user's pictures, stay as they are.
     What the release does to each video: in OpenCV's 8-bit Lab, lightness is kept and the histograms of a and b
     are made those of frame 0. Values are cut, not rounded, to 8 bits. The paper does not mention this step.
     The release hands RGB to a converter that expects BGR; so does this, since a and b then differ.
     """
-    reference = cv2.cvtColor(_cut_to_uint8(video[0]), cv2.COLOR_BGR2LAB)
-    matched = [video[0]]
-    for frame in video[1:]:
+    reference = cv2.cvtColor(_cut_to_uint8(video[min(known)]), cv2.COLOR_BGR2LAB)
+    matched = []
+    for index, frame in enumerate(video):
+        if index in known:
+            matched.append(frame)
+            continue
         lab = cv2.cvtColor(_cut_to_uint8(frame), cv2.COLOR_BGR2LAB)
         for channel in (1, 2):
             lab[..., channel] = match_histogram(lab[..., channel], reference[..., channel])
@@ -41,23 +46,25 @@ def match_histogram(values: NDArray[Any], reference: NDArray[Any]) -> NDArray[np
     return np.interp(quantiles, reference_quantiles, levels)[where].reshape(values.shape)
 
 
-def exact_first_frame(
-    frames: NDArray[np.uint8], picture: NDArray[np.uint8], fade: int = FADE_FRAMES
+def exact_frames(
+    frames: NDArray[np.uint8], pictures: Mapping[int, NDArray[np.uint8]], fade: int = FADE_FRAMES
 ) -> NDArray[np.uint8]:
-    """The clip with the given (H, W, 3) picture itself as frame 0; frames (F, H, W, 3) uint8.
+    """The clip with the given (H, W, 3) pictures themselves as its known frames; frames (F, H, W, 3) uint8.
 
-    Frame 0 of a generated clip is the autoencoder's round trip of the picture. What it lost, picture minus frame
-    0, is added back whole to frame 0 and in equal steps less to the `fade` frames after it, so that nothing
-    jumps. It is added where it was, not moved along: for a fraction of a second, fine detail may stand still.
-    Raises ValueError when the picture has another size than the frames.
+    A known frame of a generated clip is the autoencoder's round trip of its picture. What that lost, picture minus
+    frame, is added back whole to the frame itself and in equal steps less to the `fade` frames around it that are
+    nearest to it, so that nothing jumps. It is added where it was, not moved along: for a fraction of a second, fine
+    detail may stand still. Raises ValueError when a picture has another size than the frames.
     """
-    if picture.shape != frames.shape[1:]:
-        raise ValueError(f"the picture is {picture.shape}, frames are {frames.shape[1:]}: fit the picture first")
-    lost = picture.astype(np.float32) - frames[0]
+    for picture in pictures.values():
+        if picture.shape != frames.shape[1:]:
+            raise ValueError(f"the picture is {picture.shape}, frames are {frames.shape[1:]}: fit the picture first")
+    lost = {known: picture.astype(np.float32) - frames[known] for known, picture in pictures.items()}
     result = frames.copy()
-    for index in range(min(fade + 1, len(frames))):
-        share = 1 - index / (fade + 1)
-        result[index] = (frames[index] + share * lost).round().clip(0, 255).astype(np.uint8)
+    for index, frame in enumerate(frames):
+        nearest = min(pictures, key=lambda known: abs(known - index))
+        share = max(0.0, 1 - abs(nearest - index) / (fade + 1))
+        result[index] = (frame + share * lost[nearest]).round().clip(0, 255).astype(np.uint8)
     return result
 
 

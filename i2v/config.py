@@ -60,6 +60,7 @@ def _checked(value: Any, hint: Any, what: str) -> Any:
             raise ConfigError(f"{what}: {value!r} is not one of {', '.join(map(str, choices))}{near}")
         return value
     if get_origin(kind) is tuple:
+        value = [value] if isinstance(value, str) else value  # one file alone needs no brackets
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{what} takes a list, got {value!r}")
         return tuple(_checked(v, get_args(kind)[0], what) for v in value)

@@ -85,14 +85,10 @@ def build(
         for name, part in plan.parts.items():
             _fill(built, name, part, place, dtype_of(name, part.config, number))
             bar.update()
-        weights: dict[str, dict[str, Any]] = {}
-        for name, part in plan.parts.items():
-            weights[name] = {"file": part.source.path.name, "sha256": part.source.sha256}
-            bar.update()
+        weights = facts_of(plan, bar)
     for number_of, (name, path, scale) in enumerate(plan.loras, 1):
         merged = merge(built.changed_by(name), path, scale, plan.files.lora_ignore_alpha)
-        facts = {"file": path.name, "sha256": sha256(path), "scale": scale, "layers": sum(merged.count.values())}
-        weights[f"{name} {number_of}"] = facts
+        weights[f"{name} {number_of}"]["layers"] = sum(merged.count.values())
     encoders = [built.slots[name][""] for name in ("text_encoder", "text_encoder_2") if name in built.slots]
     tokenizers = plan.tokenizers()
     text = TwoEncoders(encoders, tokenizers) if len(encoders) > 1 else OneEncoder(encoders[0], tokenizers[0])
@@ -114,6 +110,18 @@ def build(
         weights=weights,
         files={name: value for name, value in config.to_dict(plan.files).items() if value and name != "preset"},
     )
+
+
+def facts_of(plan: Plan, bar: tqdm | None = None) -> dict[str, dict[str, Any]]:
+    """Name and sha256 of every file that the plan uses, and the scales of LoRA: what is recorded with a video."""
+    facts: dict[str, dict[str, Any]] = {}
+    for name, part in plan.parts.items():
+        facts[name] = {"file": part.source.path.name, "sha256": part.source.sha256}
+        if bar is not None:
+            bar.update()
+    for number, (name, path, scale) in enumerate(plan.loras, 1):
+        facts[f"{name} {number}"] = {"file": path.name, "sha256": sha256(path), "scale": scale}
+    return facts
 
 
 def dtype_of(name: str, config: Any, number: torch.dtype) -> torch.dtype:

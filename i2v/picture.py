@@ -6,6 +6,7 @@ A picture is (H, W, 3) uint8 RGB here, a clip (F, H, W, 3). What is done to colo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import cv2
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from i2v.color import color_match, drift, exact_first_frame, psnr
+from i2v.color import color_match, drift, exact_frames, psnr
 
 Fit = Literal["cover", "pad", "stretch", "released"]
 FirstFrame = Literal["vae", "exact"]
@@ -130,19 +131,22 @@ def to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
 
 
 def finish(
-    pixels: Tensor, picture: NDArray[np.uint8], match_colors: bool = False, first_frame: FirstFrame = "vae"
+    pixels: Tensor,
+    pictures: Mapping[int, NDArray[np.uint8]],
+    match_colors: bool = False,
+    first_frame: FirstFrame = "vae",
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """Decoded pixels (F, 3, H, W) in [-1, 1] -> frames (F, H, W, 3) uint8 and a report on them.
 
-    `picture` (H, W, 3) is what frame 0 should be. `match_colors` is `color_match`; `first_frame` "exact" is
-    `exact_first_frame`, "vae" leaves frame 0 as decoded. The report: `drift`, and "first_frame_psnr" in dB
-    (None when frame 0 is the picture exactly).
+    `pictures` (H, W, 3) are what the known frames should be, by frame number. `match_colors` is `color_match`;
+    `first_frame` "exact" is `exact_frames`, "vae" leaves known frames as decoded. The report: `drift`, and "psnr", of
+    each known frame in dB (None where it is the picture exactly).
     """
     if match_colors:
         video = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) / 2).movedim(-3, -1).numpy()
-        frames = (color_match(video) * 255).round().astype(np.uint8)
+        frames = (color_match(video, pictures) * 255).round().astype(np.uint8)
     else:
         frames = to_uint8(pixels)
     if first_frame == "exact":
-        frames = exact_first_frame(frames, picture)
-    return frames, {**drift(frames), "first_frame_psnr": psnr(frames[0], picture)}
+        frames = exact_frames(frames, pictures)
+    return frames, {**drift(frames), "psnr": {known: psnr(frames[known], one) for known, one in pictures.items()}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from collections.abc import Mapping, Sequence
@@ -31,12 +30,14 @@ from i2v.models.unet import UNet
 from i2v.models.vae import VAE
 from i2v.presets import Preset
 from i2v.prompt import OneEncoder, TextConditioning, TwoEncoders
+from i2v.replay import described
 from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage
 from i2v.video import read_image
 
 log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
+Image = Picture | str | Path
 
 
 @dataclass
@@ -56,8 +57,9 @@ class Result:
     """A finished video: frames (F, H, W, 3) uint8 RGB, and all that is needed to make it again.
 
     settings: "request" (every number used), "preset", "files" (what the user put in place of the preset's),
-    "picture" and "weights" (names and sha256), "versions", and "run", which changes the last bits at most.
-    drift: how far the frames' colours wander from the first, see `picture.drift`.
+    "pictures" (with their frames) and "weights" (names and sha256), "versions", and "run", which changes the last bits
+    at most.
+    drift: how far the frames' colours wander from the first, and how near known frames are, see `picture.finish`.
     """
 
     frames: NDArray[np.uint8]
@@ -90,7 +92,7 @@ class I2VPipeline:
 
     def __call__(
         self,
-        image: Picture | str | Path,
+        image: Image | Mapping[int, Image],
         prompt: str = "",
         *,
         negative_prompt: str = "",
@@ -111,25 +113,29 @@ class I2VPipeline:
         first_frame: FirstFrame = "vae",
         posterior: Posterior = "mode",
         unconditional_image: UnconditionalImage | None = None,
+        loop: bool = False,
         progress: bool = False,
     ) -> Result:
         """A video that begins with `image`, (H, W, 3) uint8 RGB of any size or a file's path, and follows `prompt`.
 
+        Several pictures are given by frame number, -1 for the last: `{0: "a.png", -1: "b.png"}`. The first one is what
+        the I2V-Adapter and the Content-Adapter see, and decides about the size.
         None stands for the preset's value. The meaning and range of each argument is told in `i2v.request.Request`.
         Raises ConfigError for a value out of its range, before anything is computed.
         """
         request = Request(
             prompt, negative_prompt, seed, steps, guidance_scale, num_frames, fps, height, width, fit, sampler, t0, p,
-            i2v_scale, ip_scale, color_match, first_frame, posterior, unconditional_image,
+            i2v_scale, ip_scale, color_match, first_frame, posterior, unconditional_image, loop,
         )  # fmt: skip
         return self.run(image, request, progress)
 
     @torch.inference_mode()
-    def run(self, image: Picture | str | Path, request: Request, progress: bool = False) -> Result:
+    def run(self, image: Image | Mapping[int, Image], request: Request, progress: bool = False) -> Result:
         """As calling the pipeline, with the settings in one object; `progress` shows bars with the time left."""
-        original = read_image(Path(image)) if isinstance(image, (str, Path)) else image
-        if original.ndim != 3 or original.shape[2] != 3 or original.dtype != np.uint8:
-            raise ConfigError(f"image: expected (H, W, 3) uint8 RGB, got {original.shape} {original.dtype}")
+        images = request.known(image if isinstance(image, Mapping) else {0: image}, self.preset)
+        pictures = {frame: pixels_of(one) for frame, one in images.items()}
+        anchor = min(pictures)
+        original = pictures[anchor]
         request = request.resolved(self.preset, original.shape[:2], self.max_frames, self.vae.cfg.factor)
         for prompt in (request.prompt, request.negative_prompt):
             if cut := self.text_encoder.tokenizer.truncated(prompt):
@@ -139,7 +145,12 @@ class I2VPipeline:
         for content in self.ip_adapter.values():
             content.scale = request.ip_scale
 
-        fitted = picture.fit(original, *_size(request), request.fit)
+        # the authors' rounding follows a picture's own shape; the others take the first one's size
+        others: Fit = "stretch" if request.fit == "released" else request.fit
+        fitted = {
+            frame: picture.fit(one, *_size(request), request.fit if frame == anchor else others)
+            for frame, one in pictures.items()
+        }
         known = self.known_frames(fitted, request)
         latents = self.denoise(known, self.conditions(original, request), request, progress)
         pixels = self.decode(latents, progress)
@@ -147,7 +158,7 @@ class I2VPipeline:
         settings = {
             "request": config.to_dict(request),
             "preset": self.preset.name,
-            "picture": _describe(image, original),
+            "pictures": described(images, pictures, request.loop),
             "weights": {name: dict(facts) for name, facts in self.weights.items()},
             "versions": {"i2v-adapter": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "run": {
@@ -168,15 +179,15 @@ class I2VPipeline:
 
     # -- the four steps ------------------------------------------------------------------------------------------
 
-    def known_frames(self, fitted: Picture, request: Request) -> KnownFrames:
-        """The fitted picture as clean latents: frame 0, the anchor of every other frame's attention."""
-        pixels = picture.to_tensor(fitted)[None].to(self.device, self.vae_dtype)
-        posterior = self.vae.encode(pixels)
-        if request.posterior == "mode":
-            latent = posterior.mode()
-        else:
-            latent = posterior.sample(noise.normal(request.seed, "posterior", [0], 0, posterior.mean.shape[1:]))
-        return KnownFrames.first(latent.float(), int(request.num_frames or 0))
+    def known_frames(self, fitted: Mapping[int, Picture], request: Request) -> KnownFrames:
+        """The fitted pictures as clean latents; the first is the anchor of every other frame's attention."""
+        latents = {}
+        for frame, one in fitted.items():
+            posterior = self.vae.encode(picture.to_tensor(one)[None].to(self.device, self.vae_dtype))
+            # one draw for all pictures, so that the two ends of a loop are equal
+            eps = noise.normal(request.seed, "posterior", [0], 0, posterior.mean.shape[1:])
+            latents[frame] = (posterior.mode() if request.posterior == "mode" else posterior.sample(eps)).float()
+        return KnownFrames.at(latents, int(request.num_frames or 0))
 
     def conditions(self, original: Picture, request: Request) -> list[Condition]:
         """The unguided and the guided half; each is text, image tokens and their keys and values."""
@@ -201,8 +212,8 @@ class I2VPipeline:
             return noise.normal(request.seed, purpose, unknown, step, shape)[None].to(self.device)
 
         keep = prior.keep_mask(noise.uniform(request.seed, "keep", unknown, 0, shape)[None], float(request.p or 0))
-        anchor = known.latents[:, known.anchor : known.anchor + 1]
-        x = prior.start_latents(anchor, draw("start", 0), keep.to(self.device), self.schedule, int(timesteps[0]))
+        pictures = known.latents[:, known.nearest()]
+        x = prior.start_latents(pictures, draw("start", 0), keep.to(self.device), self.schedule, int(timesteps[0]))
 
         def predict(video: Tensor, t: int, given: Encoded) -> Tensor:
             if given.context_kv is None:
@@ -220,7 +231,7 @@ class I2VPipeline:
             return out.unflatten(0, (rows, frames))
 
         model = guide(predict, conditions, join=None if self.guidance_in_turn else join)
-        with tqdm(total=len(timesteps), desc="denoising", unit="step", disable=not progress) as bar:
+        with tqdm(total=len(timesteps), desc="denoising", unit="step", leave=False, disable=not progress) as bar:
             x = SAMPLERS[request.sampler](
                 known.wrap(model),
                 x,
@@ -234,7 +245,7 @@ class I2VPipeline:
     def decode(self, latents: Tensor, progress: bool = False) -> Tensor:
         """(1, F, C, h, w) -> pixels (F, 3, H, W) float32 in [-1, 1] on the CPU, a few frames at a time."""
         out = []
-        with tqdm(total=latents.shape[1], desc="decoding", unit="frame", disable=not progress) as bar:
+        with tqdm(total=latents.shape[1], desc="decoding", unit="frame", leave=False, disable=not progress) as bar:
             for chunk in latents[0].split(self.decode_chunk):
                 out.append(self.vae.decode(chunk.to(self.vae_dtype)).float().clamp(-1, 1).cpu())
                 bar.update(len(chunk))
@@ -269,11 +280,9 @@ def _size(request: Request) -> tuple[int, int]:
     return int(request.height or 0), int(request.width or 0)
 
 
-def _describe(image: Picture | str | Path, pixels: Picture) -> dict[str, Any]:
-    """The picture's name, size and the sha256 of its decoded pixels, by which a later run knows it again."""
-    return {
-        "file": str(image) if isinstance(image, (str, Path)) else None,
-        "height": pixels.shape[0],
-        "width": pixels.shape[1],
-        "sha256": hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest(),
-    }
+def pixels_of(image: Image) -> Picture:
+    """The picture, read if it is a path; raises ConfigError for an array of another kind."""
+    pixels = read_image(Path(image)) if isinstance(image, (str, Path)) else image
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ConfigError(f"image: expected (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
+    return pixels

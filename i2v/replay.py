@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from i2v.config import ConfigError
 from i2v.video import read_settings
+
+Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -22,22 +28,42 @@ class Recipe:
         """Values for the command line: every recorded number, the preset, its files, how it was run, the picture."""
         made = self.settings
         run = {name: value for name, value in made["run"].items() if name != "threads"}
-        return {**made["request"], **run, **made.get("files", {}), "preset": made["preset"], "image": self.picture()}
+        return {**made["request"], **run, **made.get("files", {}), "preset": made["preset"], "image": self.images()}
 
-    def picture(self) -> str | None:
-        """The picture's path, as it was given then or lying beside the video; None where it is not there any more."""
-        name = self.settings["picture"].get("file")
-        if not name:
-            return None
-        found = [path for path in (Path(name), self.path.parent / Path(name).name) if path.is_file()]
-        return str(found[0]) if found else None
+    def images(self) -> list[str]:
+        """PATH or PATH@FRAME of every picture, as it was given then or lying beside the video; [] where one is gone."""
+        found = [(self._found(facts), facts["frame"]) for facts in self.settings["pictures"]]
+        if any(path is None for path, _ in found):
+            return []
+        return [f"{path}@{frame}" if frame else str(path) for path, frame in found]
+
+    def lost(self) -> str:
+        """The pictures that are not there any more, for people."""
+        gone = [facts for facts in self.settings["pictures"] if self._found(facts) is None]
+        return " and ".join(facts.get("file") or "a picture without a name" for facts in gone)
+
+    def _found(self, facts: Mapping[str, Any]) -> Path | None:
+        name = facts.get("file")
+        places = (Path(name), self.path.parent / Path(name).name) if name else ()
+        return next((path for path in places if path.is_file()), None)
 
     def differences(self, now: Mapping[str, Any]) -> list[str]:
-        """What of a new run's settings makes another video than the recorded ones: one line for each, empty if none."""
+        """What of a new run's settings is other than in the recorded ones: one line for each, empty if none."""
+        lines = self.changes(now)
+        for group in ("versions", "run"):
+            for name, old in self.settings[group].items():
+                if old != (new := now[group].get(name)):
+                    lines.append(f"{name} was {old}, is {new}; the last bits may differ")
+        return lines
+
+    def changes(self, now: Mapping[str, Any]) -> list[str]:
+        """Those of the differences that make another video: pictures, weights and settings."""
         was = self.settings
         lines = []
-        if was["picture"].get("sha256") != now["picture"]["sha256"]:
-            lines.append("the picture's pixels are others")
+        before, after = ({one["frame"]: one.get("sha256") for one in made["pictures"]} for made in (was, now))
+        for frame in sorted(before.keys() | after.keys()):
+            if before.get(frame) != after.get(frame):
+                lines.append(f"the picture of frame {frame} is another")
         for name in sorted(was["weights"].keys() | now["weights"].keys()):
             then, here = (made["weights"].get(name, {}) for made in (was, now))
             old, new = (facts.get("sha256", "absent") for facts in (then, here))
@@ -48,18 +74,37 @@ class Recipe:
         for name in sorted(was["request"].keys() | now["request"].keys()):
             if was["request"].get(name) != now["request"].get(name):
                 lines.append(f"{name} was {was['request'].get(name)!r}, is {now['request'].get(name)!r}")
-        for group in ("versions", "run"):
-            for name, old in was[group].items():
-                if old != (new := now[group].get(name)):
-                    lines.append(f"{name} was {old}, is {new}; the last bits may differ")
         return lines
 
 
 def recipe(path: Path) -> Recipe:
     """The settings inside a video (or in the .json beside it); raises ConfigError where there are none of ours."""
     settings = read_settings(path)
-    wanted = {"preset": str, **dict.fromkeys(("picture", "request", "run", "versions", "weights"), dict)}
+    wanted = {"preset": str, "pictures": list, **dict.fromkeys(("request", "run", "versions", "weights"), dict)}
     lacking = [name for name, kind in wanted.items() if not isinstance(settings.get(name), kind)]
+    pictures = [] if lacking else settings["pictures"]
+    if not all(isinstance(one, dict) and isinstance(one.get("frame"), int) for one in pictures):
+        lacking = ["the frames of its pictures"]
     if lacking:
         raise ConfigError(f"--from {path}: this file was not made by sample.py, it lacks {', '.join(lacking)}")
     return Recipe(path, settings)
+
+
+def described(
+    images: Mapping[int, str | Path | Picture], pictures: Mapping[int, Picture], loop: bool
+) -> list[dict[str, Any]]:
+    """Each given picture's frame, name, size and the sha256 of its pixels, by which a later run knows it again.
+
+    images: paths, or arrays without a name; pictures: their pixels; the last one of a `loop` was not given.
+    """
+    given = [frame for frame in pictures if not (loop and frame == max(pictures))]
+    return [
+        {
+            "frame": frame,
+            "file": str(images[frame]) if isinstance(images[frame], (str, Path)) else None,
+            "height": pictures[frame].shape[0],
+            "width": pictures[frame].shape[1],
+            "sha256": hashlib.sha256(np.ascontiguousarray(pictures[frame]).tobytes()).hexdigest(),
+        }
+        for frame in given
+    ]

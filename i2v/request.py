@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from i2v.config import ConfigError, flag
 from i2v.picture import FirstFrame, Fit, choose_size, released_size
@@ -13,6 +14,7 @@ from i2v.presets import Preset
 Sampler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]
 Posterior = Literal["mode", "sample"]
 UnconditionalImage = Literal["zero-pixels", "same"]
+T = TypeVar("T")
 MAX_SIDE = 16_384  # of what can be read as a picture, too
 
 
@@ -40,11 +42,37 @@ class Request:
     i2v_scale: float = flag(1.0, "strength of the I2V-Adapter, 0 switches it off")
     ip_scale: float = flag(1.0, "strength of the picture's content tokens", "--ip-adapter-scale")
     color_match: bool = flag(False, "match every frame's colours to the first, as released", "--colour-match")
-    first_frame: FirstFrame = flag("vae", "vae: frame 0 as the VAE draws it; exact: your pixels")
+    first_frame: FirstFrame = flag("vae", "vae: known frames as the VAE draws them; exact: your pixels")
     posterior: Posterior = flag("mode", "the picture's latents: the VAE's mean, or a draw as released")
     unconditional_image: UnconditionalImage | None = flag(
         None, "picture of the unguided half: a grey one as released, or the same, so that only the prompt is guided"
     )
+
+    loop: bool = flag(False, "the last frame is the first picture again")
+
+    def known(self, images: Mapping[int, T], preset: Preset) -> dict[int, T]:
+        """Pictures by frame number, in order, of which negative ones count from the end; `loop` adds the last.
+
+        Raises ConfigError for a frame that the video does not have or that is given twice, and where no frame is left.
+        """
+        frames = max(preset.num_frames if self.num_frames is None else self.num_frames, 2)
+        last, known = frames - 1, dict[int, T]()
+        for number, image in images.items():
+            frame = number + frames if number < 0 else number
+            if not 0 <= frame <= last:
+                raise ConfigError(f"--image ...@{number}: the video has the frames 0 to {last}, see --num-frames")
+            if frame in known:
+                raise ConfigError(f"--image ...@{number}: two pictures for frame {frame}, expected one")
+            known[frame] = image
+        if not known:
+            raise ConfigError("--image is missing: the picture that the video begins with")
+        if self.loop:
+            if last in known:
+                raise ConfigError(f"--loop makes frame {last} the first picture, and --image gives it another")
+            known[last] = known[min(known)]
+        if len(known) == frames:
+            raise ConfigError(f"all {frames} frames are given pictures; leave some to be made, see --num-frames")
+        return dict(sorted(known.items()))
 
     def resolved(self, preset: Preset, picture: tuple[int, int], max_frames: int, factor: int) -> Request:
         """Every None replaced and every range checked, from what is known before any weight is read.

@@ -6,7 +6,7 @@ of a longer video; nothing else has to change for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +46,25 @@ class KnownFrames:
     @classmethod
     def first(cls, latent: Tensor, num_frames: int) -> KnownFrames:
         """The paper's case: `latent` (B, C, h, w) is frame 0 of `num_frames`, and the anchor."""
+        return cls.at({0: latent}, num_frames)
+
+    @classmethod
+    def at(cls, pictures: Mapping[int, Tensor], num_frames: int) -> KnownFrames:
+        """Latents (B, C, h, w) by frame number, of `num_frames`; the first of them is the anchor."""
+        anchor = min(pictures)
         known = torch.zeros(num_frames, dtype=torch.bool)
-        known[0] = True
-        return cls(latent.unsqueeze(1).expand(-1, num_frames, -1, -1, -1), known, anchor=0)
+        known[list(pictures)] = True
+        latents = [pictures.get(frame, pictures[anchor]) for frame in range(num_frames)]
+        return cls(torch.stack(latents, 1), known, anchor)
 
     def indices(self, known: bool) -> list[int]:
         """Numbers of the known or of the unknown frames."""
         return [frame for frame, given in enumerate(self.known.tolist()) if given == known]
+
+    def nearest(self) -> list[int]:
+        """For each unknown frame the known one that is nearest to it; of two, the earlier."""
+        known = self.indices(True)
+        return [min(known, key=lambda k: abs(k - frame)) for frame in self.indices(False)]
 
     def unknown(self, video: Tensor) -> Tensor:
         """The frames of `video` (B, F, ...) that the samplers integrate: (B, number of unknown frames, ...)."""

@@ -78,7 +78,7 @@ def test_nothing_is_overwritten_unless_told(run: Run) -> None:
 @pytest.mark.parametrize(
     ("given", "field", "value"),
     [
-        (("--first_frame_path", "b.png"), "image", Path("b.png")),
+        (("--first_frame_path", "b.png"), "image", ("b.png",)),
         (("-p", "x"), "prompt", "x"),
         (("-hs", "72"), "height", 72),
         (("-ws", "72"), "width", 72),
@@ -234,10 +234,11 @@ def test_from_and_release_together(run: Run) -> None:
 @pytest.mark.parametrize(
     ("group", "value", "word"),
     [
-        ("picture", "cat.png", "picture"),
+        ("pictures", "cat.png", "pictures"),
         ("weights", [1], "weights"),
         ("request", {"stepz": 2}, "did you mean steps?"),
-        ("picture", {"file": None}, "--image"),
+        ("pictures", [{"frame": 0, "file": None}], "--image"),
+        ("pictures", [{"file": "cat.png"}], "frames"),
     ],
 )
 def test_spoilt_settings_are_one_line_and_code_2(run: Run, group: str, value: object, word: str) -> None:

@@ -100,7 +100,8 @@ def test_base_lies_between_defaults_and_flags() -> None:
 def test_json_round_trip_and_types() -> None:
     example = Example(data=Path("x"), lora=("a", "b"), from_=Path("y"))
     assert from_dict(Example, json.loads(json.dumps(to_dict(example))), "test") == example
-    for values in ({"num_frames": 1.5}, {"num_frames": True}, {"mode": "up"}, {"lora": "a"}, {"color_match": 1}):
+    assert from_dict(Example, {"data": "x", "lora": "a"}, "test").lora == ("a",)
+    for values in ({"num_frames": 1.5}, {"num_frames": True}, {"mode": "up"}, {"lora": 1}, {"color_match": 1}):
         with pytest.raises(ConfigError, match=next(iter(values))):
             from_dict(Example, values, "test")
 

@@ -27,7 +27,7 @@ def latents(pipe: I2VPipeline, photo: NDArray[np.uint8], **settings: object) -> 
     request = Request(prompt="a red ball", steps=3, num_frames=6, **settings)  # type: ignore[arg-type]
     request = request.resolved(pipe.preset, photo.shape[:2], pipe.max_frames, pipe.vae.cfg.factor)
     with torch.inference_mode():
-        known = pipe.known_frames(picture.fit(photo, 64, 64), request)
+        known = pipe.known_frames({0: picture.fit(photo, 64, 64)}, request)
         return pipe.denoise(known, pipe.conditions(photo, request), request)
 
 
@@ -38,7 +38,7 @@ def test_a_video_and_its_settings(pipe: I2VPipeline, photo: NDArray[np.uint8]) -
     assert result.settings["request"]["num_frames"] == 5 and result.settings["request"]["height"] == 64
     assert all(len(part["sha256"]) == 64 for part in result.settings["weights"].values())
     assert json.loads(json.dumps(result.settings)) == result.settings
-    assert "first_frame_psnr" in result.drift
+    assert result.drift["psnr"].keys() == {0}
 
 
 def test_the_readme_call_takes_a_path(pipe: I2VPipeline, tmp_path: Path, photo: NDArray[np.uint8]) -> None:
@@ -48,7 +48,7 @@ def test_the_readme_call_takes_a_path(pipe: I2VPipeline, tmp_path: Path, photo: 
     cv2.imwrite(str(file), photo[..., ::-1])
     result = pipe(file, "a cat", steps=1, num_frames=2)
     assert np.array_equal(result.frames, pipe(photo, "a cat", steps=1, num_frames=2).frames)
-    assert result.settings["picture"]["file"] == str(file)
+    assert result.settings["pictures"][0]["file"] == str(file)
 
 
 def test_same_seed_same_bits_and_every_setting_acts(make: Make) -> None:
@@ -108,7 +108,7 @@ def test_context_keys_are_computed_once_per_run(
 def test_the_known_frame_stays_bit_for_bit(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
     request = Request().resolved(pipe.preset, photo.shape[:2], pipe.max_frames, pipe.vae.cfg.factor)
     with torch.inference_mode():
-        clean = pipe.known_frames(picture.fit(photo, 64, 64), request).latents[:, 0]
+        clean = pipe.known_frames({0: picture.fit(photo, 64, 64)}, request).latents[:, 0]
     assert torch.equal(latents(pipe, photo)[:, 0], clean)
 
 

@@ -137,12 +137,12 @@ def test_tensors_and_back() -> None:
 
 def test_finish() -> None:
     frames = np.stack([GRADIENT, np.roll(GRADIENT, 3, 1), GRADIENT[::-1]])
-    done, report = finish(to_tensor(frames), GRADIENT)
-    assert (done == frames).all() and report["first_frame_psnr"] is None
+    done, report = finish(to_tensor(frames), {0: GRADIENT})
+    assert (done == frames).all() and report["psnr"][0] is None
     darker = to_tensor(frames) - 0.1
-    done, report = finish(darker, GRADIENT, match_colors=True)
-    assert done.dtype == np.uint8 and (done != to_uint8(darker)).any() and 20 < report["first_frame_psnr"] < 30
-    done, report = finish(darker, GRADIENT, first_frame="exact")
-    assert (done[0] == GRADIENT).all() and report["first_frame_psnr"] is None
-    assert set(report) == {"delta_e", "color_shift", "last_color_shift", "first_frame_psnr"}
+    done, report = finish(darker, {0: GRADIENT}, match_colors=True)
+    assert done.dtype == np.uint8 and (done != to_uint8(darker)).any() and 20 < report["psnr"][0] < 30
+    done, report = finish(darker, {0: GRADIENT}, first_frame="exact")
+    assert (done[0] == GRADIENT).all() and report["psnr"][0] is None
+    assert set(report) == {"delta_e", "color_shift", "last_color_shift", "psnr"}
     assert picture.CLIP_MEAN[0] == 0.48145466

@@ -1,0 +1,269 @@
+"""Videos to be made: from pictures, a folder or a file of jobs to checked jobs whose outputs never collide."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from i2v import load
+from i2v.assemble import Plan
+from i2v.config import ConfigError, flag, from_dict, to_dict
+from i2v.diffusion.frame_similarity_prior import timesteps_from
+from i2v.pipeline import Picture
+from i2v.replay import described, recipe
+from i2v.request import Request
+from i2v.video import SettingsError, Written, check_output, read_image, settings_beside
+
+# what users can put right, or say so
+MISTAKES = (ValueError, OSError, RuntimeError, MemoryError)
+A = TypeVar("A")
+B = TypeVar("B")
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pnm", ".pbm", ".pgm", ".ppm", ".avif"}
+
+
+@dataclass(frozen=True)
+class Line(Request):
+    """What a line of a jobs file may hold: pictures, the video, and any setting of a `Request`."""
+
+    image: tuple[str, ...] = flag((), "PATH, or several of PATH@FRAME")
+    output: Path | None = flag(None, "the video")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video: what it is called, its pictures by frame number, its settings, and its output where one is given.
+
+    folder: where a video without a given output is put, under its picture's name.
+    """
+
+    name: str
+    images: Mapping[int, Path]
+    request: Request
+    output: Path | None = None
+    folder: Path = Path()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A job found to be possible. request: with every number resolved; finished: `output` is there already."""
+
+    job: Job
+    request: Request
+    output: Path
+    finished: bool = False
+
+
+def listed(images: Sequence[str], jobs: Path | None, request: Request, output: Path | None) -> tuple[list[Job], bool]:
+    """The jobs, and whether they are of many videos: of a jobs file, a folder, a glob, or pictures without frames.
+
+    `request` holds the settings of all jobs, which a line of the file, or as prompt a .txt beside a picture, overrides.
+    Raises ConfigError for what cannot be read, unknown settings (with the nearest name), and outputs named twice.
+    """
+    several = len(images) > 1 and not any(_framed(text)[1] for text in images)
+    if jobs is None and not several and not any(_is_folder(text) or _is_glob(text) for text in images):
+        return [one(images, request, output)], False
+    return many(images, jobs, request, output), True
+
+
+def one(images: Sequence[str], request: Request, output: Path | None, name: str = "", folder: Path = Path()) -> Job:
+    """The job of one video from PATH or PATH@FRAME texts; without a frame it is the first.
+
+    Raises ConfigError for two pictures of one frame.
+    """
+    known: dict[int, Path] = {}
+    for text in images:
+        path, frame = _framed(text)
+        if int(frame or 0) in known:
+            raise ConfigError(f"--image {text}: frame {int(frame or 0)} has {known[int(frame or 0)]} already; "
+                              "PATH@FRAME gives it another")  # fmt: skip
+        known[int(frame or 0)] = path
+    return Job(name or " ".join(images), known, request, output, folder)
+
+
+def many(images: Sequence[str], jobs: Path | None, request: Request, folder: Path | None) -> list[Job]:
+    """A job for every line of the file, or for every picture of the folders and globs; see `listed`."""
+    place = folder or Path()
+    if place.suffix:
+        raise ConfigError(f"--output {place}: several videos are made; give a folder for them")
+    made = list(_of_file(jobs, images, request, place) if jobs is not None else _of_pictures(images, request, place))
+    writers: dict[Path, str] = {}
+    for job in made:
+        if job.output is not None:
+            other = writers.setdefault(_target(job.output).resolve(), job.name)
+            if other is not job.name:
+                raise ConfigError(f"{other} and {job.name} both write {job.output}; give each its own output")
+    return made
+
+
+def _of_file(path: Path, images: Sequence[str], request: Request, folder: Path) -> Iterator[Job]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ConfigError(f"--jobs {path} cannot be read: {reason}") from None
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            values = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ConfigError(f"--jobs {where} is not valid json: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"--jobs {where} holds a {type(values).__name__}, expected an object of settings")
+        line = from_dict(Line, {"image": list(images), **to_dict(request), **values}, f"--jobs {where}")
+        if not line.image:
+            raise ConfigError(f"--jobs {where} lacks image, the picture that its video begins with")
+        own = Request(**{f.name: getattr(line, f.name) for f in fields(Request)})
+        yield one(line.image, own, None if line.output is None else folder / line.output, where, folder)
+    if not any(map(str.strip, lines)):
+        raise ConfigError(f"--jobs {path} holds no job; give one json object per line")
+
+
+def _of_pictures(images: Sequence[str], request: Request, folder: Path) -> Iterator[Job]:
+    for text in images:
+        if _is_folder(text):
+            found = [path for path in sorted(Path(text).iterdir()) if path.suffix.lower() in PICTURES]
+        elif _is_glob(text):
+            found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+            found = [path for path in found if path.suffix.lower() in PICTURES]
+        else:
+            found = [Path(text)]
+        if not found:
+            raise ConfigError(f"--image {text}: no pictures there; they end with {', '.join(sorted(PICTURES))}")
+        for path in found:
+            beside = path.with_suffix(".txt")
+            own = {} if not beside.is_file() else {"prompt": _prompt(beside)}
+            yield one([str(path)], from_dict(Request, {**to_dict(request), **own}, str(path)), None, folder=folder)
+
+
+def _prompt(path: Path) -> str:
+    try:
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"{path}: expected a prompt as UTF-8 text") from None
+
+
+def _framed(text: str) -> tuple[Path, str]:
+    """PATH@FRAME -> both; the frame is "" where none is given. A file of the whole name is that file."""
+    found = re.fullmatch(r"(.+)@(-?\d+)", text, re.S)
+    return (Path(found[1]), found[2]) if found and not Path(text).exists() else (Path(text), "")
+
+
+def _is_folder(text: str) -> bool:
+    return bool(text) and Path(text).is_dir()
+
+
+def _is_glob(text: str) -> bool:
+    return bool(re.search(r"[*?\[]", text)) and not _framed(text)[0].exists()
+
+
+def _target(output: Path) -> Path:
+    """Where `write_video` will put it: frames go to a folder."""
+    return output.with_suffix("") if output.suffix.lower() == ".png" else output
+
+
+class Checker:
+    """Looks at jobs before any weight is read, and gives each a name of its own.
+
+    Args:
+        plan: of the model.
+        overwrite: a video of other settings under a job's name is replaced.
+        skip: a video that was made from the same pictures, weights and settings counts as finished.
+        reserved: outputs that jobs are given, so that no other job takes them.
+    """
+
+    def __init__(self, plan: Plan, overwrite: bool = False, skip: bool = False, reserved: Collection[Job] = ()):
+        self.plan, self.overwrite, self.skip = plan, overwrite, skip
+        self.taken = {_target(job.output).resolve() for job in reserved if job.output is not None}
+
+    @cached_property
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """Every weight file is read for its sha256, which is done once and only where a video is there already."""
+        return load.facts_of(self.plan)
+
+    def check(self, job: Job) -> Ready:
+        """Raises ValueError or OSError that says what is wrong with the job's pictures, settings or output."""
+        plan = self.plan
+        pictures = {frame: read_image(path) for frame, path in job.images.items()}  # named before they are counted
+        images = job.request.known(job.images, plan.preset)
+        known = job.request.known(pictures, plan.preset)
+        motion, vae = plan.parts["motion"].config, plan.parts["vae"].config
+        request = job.request.resolved(plan.preset, known[min(known)].shape[:2], motion.max_frames, vae.factor)
+        timesteps_from(plan.schedule, request.steps, float(request.t0 or 0))
+
+        def made(video: Path) -> bool:
+            return self._made(video, request, images, known)
+
+        def usable(video: Path) -> bool:
+            free = self.overwrite or not (video.exists() or settings_beside(video).exists())
+            return video.resolve() not in self.taken and (made(video) or free)
+
+        if job.output is not None:
+            target = job.output
+        else:
+            stem = f"{images[min(images)].stem}_{request.seed}"
+            names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+            target = next(video for name in names if usable(video := job.folder / f"{name}.mp4"))
+            self.taken.add(target.resolve())
+        if made(_target(target)):
+            return Ready(job, request, _target(target), finished=True)
+        return Ready(job, request, check_output(target, self.overwrite, request.fps))
+
+    def _made(
+        self, target: Path, request: Request, images: Mapping[int, Path], pictures: Mapping[int, Picture]
+    ) -> bool:
+        """Whether `target` is the video that this job would make."""
+        if not self.skip or not target.exists():
+            return False
+        try:
+            was = recipe(target)
+        except (SettingsError, ConfigError):
+            return False
+        now = {"request": to_dict(request), "pictures": described(images, pictures, request.loop)}
+        return was.settings["preset"] == self.plan.preset.name and not was.changes({**now, "weights": self.weights})
+
+
+def make_all(
+    todo: Sequence[Job], checker: Checker, make: Callable[[Ready], Written]
+) -> Iterator[tuple[Job, str, bool]]:
+    """Checks every job, then makes what is not there yet: each job, what became of it, and whether that is well."""
+    checked = [_tried(checker.check, job) for job in todo]
+    for job, ready in zip(todo, checked):
+        if not isinstance(ready, Ready):
+            yield job, ready, False
+        elif ready.finished:
+            yield job, f"{ready.output} is there already, made with these settings", True
+        else:
+            began = time.monotonic()
+            written = _tried(make, ready)
+            if isinstance(written, Written):
+                note = f"; {written.note}" if written.note else ""
+                yield job, f"{written.path} ({written.codec}{note}), {time.monotonic() - began:.1f} s", True
+            else:
+                yield job, written, False
+
+
+def _tried(step: Callable[[A], B], given: A) -> B | str:
+    try:
+        return step(given)
+    except MISTAKES as error:
+        return words(error)
+
+
+def words(error: Exception) -> str:
+    """One of the `MISTAKES` in one line; raises it again if it is a fault of the program."""
+    # only CUDA has an error type of its own; on the CPU and on MPS the words tell
+    if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+        raise error
+    if isinstance(error, (RuntimeError, MemoryError)):
+        return "out of memory; try --guidance-in-turn, --decode-chunk 1, fewer frames or a smaller size"
+    return " ".join(str(error).split())  # what this project raises for what users gave
