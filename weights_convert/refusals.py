@@ -43,8 +43,8 @@ def _conv_in(channels: int, what: str) -> Refusal:
 BASE = "it is no base model; give a Stable Diffusion 1.5 or SDXL base"
 CONTROL = "use a ControlNet in original or in diffusers' names"
 SD2 = ("Stable Diffusion 2", "use Stable Diffusion 1.5 or SDXL")
-RAFT = "it is no part of a video model, and nothing in this project uses it; its measure of motion has no flow network"
-DOVER = "it is no part of a video model, and nothing in this project uses it; no such measure is built here"
+RAFT = "it is no part of a video model; FlowScore and WarpingError read it, see docs/eval.md"
+DOVER = "it is no part of a video model; DoverVQA reads it, see docs/eval.md"
 
 REFUSALS = (
     Refusal(r"image_proj_model\.|framestride_embed", "DynamiCrafter",
@@ -52,6 +52,8 @@ REFUSALS = (
             kind="dynamicrafter"),
     Refusal(r"^(module\.)?(fnet|cnet)\.conv1\.weight$|^feature_encoder\.convnormrelu\.",
             "RAFT, an optical flow network", RAFT, kind="raft"),
+    Refusal(r"^technical_backbone\.downsample_layers\.", "DOVER-Mobile, a small network that rates videos",
+            "it is no part of a video model, and its ratings are not DOVER's; DoverVQA reads DOVER.pth", kind="dover"),
     Refusal(r"^(technical|aesthetic)_(backbone|head)\.", "DOVER, a network that rates videos", DOVER, kind="dover"),
     Refusal(r"^lora_controlnet$", "a Control-LoRA", CONTROL),
     Refusal(r"^lllite_", "a ControlLLLite", CONTROL),
