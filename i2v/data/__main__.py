@@ -52,7 +52,7 @@ def shown(facts: dict[str, Any]) -> str:
         if count > EXAMPLES:
             lines.append(f"      and {count - EXAMPLES} more (--json lists all)")
     lines += [f"  ignored: {count} {what}" for what, count in facts["ignored"].items()]
-    return "\n".join(lines)
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # file names may hold any bytes
 
 
 def _without(count: int) -> str:

@@ -105,7 +105,7 @@ class Dataset:
         Raises `BadClip` and sets the item aside when it cannot be used.
         """
         plan, item = self.plan(index), self.items[index]
-        place = float(noise.uniform(self.seed, f"start of {item.name}", [draw], 0, ())[0])
+        place = float(noise.uniform(self.seed, f"start of {item.name!a}", [draw], 0, ())[0])
         start, end = plan.starts[int(place * len(plan.starts))]
         try:
             return read_frames(item, frames_from(plan.times, start, end, self.timing), self.height, self.width)
