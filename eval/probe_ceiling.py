@@ -35,7 +35,7 @@ class ProbeCeiling:
 
     world: str = flag("level_1", "level of the procedural world")
     split: str = flag("val", "which of its clips; the thresholds were fixed on train")
-    clips: int = flag(120, "how many")
+    clips: int = flag(120, "how many; the rows of damaged clips take a part of them")
     num_frames: int = flag(16, "frames of each")
     size: int = flag(64, "side in pixels")
     weights: Path | None = flag(None, "folder of the miniature's parts, for its VAE; not given: the shipped one")
@@ -77,12 +77,13 @@ def head(*cells: str) -> None:
 
 
 def verdicts(world: WorldConfig, clips: Sequence[Clip], vae: Callable[[Video], Video]) -> None:
-    """The table of right verdicts. Cameras: of the clips whose background shows them."""
+    """The table of right verdicts; the damaged rows are of the first third of the clips."""
     head("clips", "object right", "camera right")
-    rows = [(False, name, change) for name, change in {**DEGRADED, "true, through the VAE": vae}.items()]
+    rows = [(False, name, change) for name, change in {"true, through the VAE": vae, **DEGRADED}.items()]
     rows += [(True, name, change) for name, change in MOTIONLESS.items()]
     for still, name, change in rows:
-        pairs = [right(c, change, still, world) for c in tqdm(clips, desc=name, mininterval=5, file=sys.stderr)]
+        some = clips if change in (vae, frozen, DEGRADED["true"]) else clips[: max(len(clips) // 3, 3)]
+        pairs = [right(c, change, still, world) for c in tqdm(some, desc=name, mininterval=5, file=sys.stderr)]
         row(name, share([p[0] for p in pairs]), share([p[1] for p in pairs]))
 
 
@@ -138,5 +139,5 @@ def main(argv: list[str] | None = None) -> None:
         return through_vae(pipe, frames)
 
     verdicts(world, clips, vae)
-    bounds(clips[: max(cfg.clips // 3, 3)], vae)
-    faults(world, cfg.split, max(cfg.clips // 6, 3), cfg.num_frames, cfg.size)
+    bounds(clips[: max(cfg.clips // 4, 3)], vae)
+    faults(world, cfg.split, max(cfg.clips // 10, 3), cfg.num_frames, cfg.size)
