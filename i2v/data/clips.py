@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from i2v.data.folders import BadClip, Item
+from i2v.data.folders import BadClip, Item, kind_inside
 from i2v.media.picture_file import MAX_PIXELS, PictureError, read_image
 from i2v.media.picture_header import BrokenPicture, read_header
 from i2v.media.quiet import quiet_opencv
@@ -124,7 +124,8 @@ def decode(item: Item, only: NDArray[np.int64] | None = None) -> Iterator[tuple[
     only: numbers of the frames that are looked at; the others come as they may, sooner. Raises `BadClip`.
     """
     head = _head(item)
-    if item.kind == "picture" or head.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM")):
+    kind = kind_inside(item.path) if item.kind == "picture" else item.kind
+    if kind != "video" or head.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM")):
         yield from _picture(item)
         return
     if head[:1] == b"<":
@@ -142,6 +143,10 @@ def _head(item: Item) -> bytes:
     if item.fault is not None:
         raise item.fault
     path = item.path
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # OpenCV would crash
+        raise BadClip("unreadable", "its name is not UTF-8; rename it") from error
     try:
         if not path.is_file():
             raise BadClip("missing", "no such file" if not path.exists() else "is not an ordinary file")
@@ -171,6 +176,7 @@ def _picture(item: Item) -> Iterator[tuple[float, NDArray[np.uint8], float]]:
 
 def _video(item: Item, only: set[int] | None) -> Iterator[tuple[float, NDArray[np.uint8], float]]:
     limit = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 30_000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 30_000]
+    limit += [cv2.CAP_PROP_N_THREADS, 1]  # many files are decoded at once instead
     capture = cv2.VideoCapture(str(item.path), cv2.CAP_FFMPEG, limit)
     try:
         if not capture.isOpened():

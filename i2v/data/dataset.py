@@ -21,7 +21,7 @@ from tqdm import tqdm
 from i2v import noise
 from i2v.data.clips import Timing, read_frames, scan
 from i2v.data.filters import FILTERS, frames_from, starts
-from i2v.data.folders import BadClip, DataError, Item, Listing, understand
+from i2v.data.folders import BadClip, DataError, Item, Listing, kind_inside, understand
 from i2v.data.latents import cores
 from i2v.picture import to_tensor
 
@@ -82,7 +82,7 @@ class Dataset:
         if (known := self._plans.get(index)) is not None:
             return known
         try:
-            if item.kind == "picture" and self.timing.num_frames > 1:
+            if self.timing.num_frames > 1 and item.kind == "picture" and kind_inside(item.path) != "video":
                 raise BadClip("picture", f"a picture is no clip of {self.timing.num_frames} frames")
             seen = scan(item)
             made = Plan(seen.times, starts(seen, self.timing, self.keep))

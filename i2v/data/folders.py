@@ -90,12 +90,23 @@ def kind_of(path: Path) -> Kind | None:
         return "picture"
     if ending in (".txt", ".json", *TABLES):
         return None
+    return kind_inside(path)
+
+
+def kind_inside(path: Path) -> Kind | None:
+    """By the first bytes alone; None for other kinds and for what cannot be read."""
     try:
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
             head = file.read(16)
     except OSError:
         return None
-    if head[4:8] == b"ftyp" or head[:4] in (b"\x1aE\xdf\xa3", b"FLV\x01", b"GIF8") or head[8:12] == b"AVI ":
+    if (
+        (head[4:8] == b"ftyp" and head[8:11] not in (b"avi", b"hei", b"mif"))
+        or head[:4] in (b"\x1aE\xdf\xa3", b"FLV\x01", b"GIF8")
+        or head[8:12] == b"AVI "
+    ):
         return "video"
     if head.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff")) or head[8:12] == b"WEBP":
         return "picture"

@@ -71,8 +71,9 @@ def samples(folder: Path) -> dict[str, list[Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     good = [write(folder / f"good{k}.mp4", moving(k)) for k in range(4)]
     whole, text = good[0].read_bytes(), b"<!DOCTYPE html><title>404 Not Found</title>"
-    made: dict[str, list[Path]] = {"": [*good, folder / "renamed.avi"]}
-    shutil.copyfile(good[1], folder / "renamed.avi")  # an ending that does not fit, content that does
+    made: dict[str, list[Path]] = {"": [*good, folder / "renamed.avi", folder / "renamed.png"]}
+    for path in made[""][4:]:  # an ending that does not fit, content that does
+        shutil.copyfile(good[1], path)
 
     def plant(reason: str, name: str, data: bytes) -> None:
         (folder / name).write_bytes(data)

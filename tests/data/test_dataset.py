@@ -44,6 +44,14 @@ def test_webvid_with_planted_faults(tmp_path: Path, rows: int) -> None:
     assert time.process_time() - began < 60
 
 
+def test_a_name_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """OpenCV crashes at one."""
+    write(tmp_path / "a.mp4", moving(0)).rename(tmp_path / "caf\udce9.mp4")
+    write(tmp_path / "café.mp4", moving(0))
+    assert run(["check", str(tmp_path)]) == 0
+    assert "caf\\udce9.mp4: its name is not UTF-8; rename it" in capsys.readouterr().out
+
+
 def test_the_lying_header_of_a_real_file(shared_media) -> None:
     facts = open_dataset(shared_media("videos/tree.avi"), 16).survey(show=False)
     (entry,) = facts["files"]
@@ -117,7 +125,7 @@ def test_check_says_what_it_found(planted: dict[str, list[Path]], capsys: pytest
     folder = str(folder_of(planted))
     assert run(["check", folder]) == 0
     text = capsys.readouterr().out
-    assert "folder of clips, 19 listed" in text and "16 frames, their own frames" in text
+    assert "folder of clips and pictures, 20 listed" in text and "16 frames, their own frames" in text
     assert "not_a_video          3" in text and "page.mp4: is a web page" in text
     assert run(["check", folder, "--json", "--num-frames", "8", "--fps", "4", "--keep", "static", "letterbox"]) == 0
     facts = json.loads(capsys.readouterr().out)
