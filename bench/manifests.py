@@ -102,7 +102,7 @@ def row(name: str, entries: Entries, folder: Path) -> tuple[list[str], bool]:
     seconds, peak = time.perf_counter() - start, memory() - before
     path.unlink()
     if facts["kind"] in ("not supported", "unknown"):
-        claimed, why, well = "named", facts["title"], facts["kind"] == "not supported"
+        claimed, why, well = "named", facts.get("note", facts["title"]), facts["kind"] == "not supported"
     else:
         rows = checks[0]["contents"][0] if checks else None
         count = rows["claimed"] if rows else facts["tensors"] - len(facts["problems"])
@@ -113,7 +113,7 @@ def row(name: str, entries: Entries, folder: Path) -> tuple[list[str], bool]:
         ]
         why += "".join(f"; PROBLEM {text}" for text in problems[:3])
         well = not problems and count == len(entries)
-    kind = facts.get("layout") or "not supported"
+    kind = facts.get("layout") or facts["title"]
     cells = [f"`{name}`", kind, f"{len(entries):,}", claimed, why, ", ".join(facts["fits"])]
     return [*cells, f"{facts['bytes'] / 1e6:,.0f}", f"{seconds:.2f}", f"{max(peak, 0):.0f}"], well
 

@@ -11,7 +11,7 @@ from weights_convert.contents import Content, accounted, look
 from weights_convert.layouts.lora import BASES
 from weights_convert.lora import read_lora
 from weights_convert.networks import FAMILIES, TITLES, misfits
-from weights_convert.own_format import KINDS, Part
+from weights_convert.own_format import Part
 from weights_convert.rules import ConversionError
 
 Json = dict[str, Any]
@@ -28,7 +28,7 @@ def check(path: Path, family: str, layout: str | None = None, ema: bool = True) 
 
 def _one(content: Content, family: str, ema: bool) -> Json:
     result = accounted(content, family, ema)
-    problems = list(result.problems)
+    problems = list(result.problems) if content.refusal is None else [content.refusal.advice]
     layout = content.layout
     if layout is not None and family not in layout.fits and layout.fits:
         problems.insert(0, f"it is made for {' and '.join(TITLES[x] for x in layout.fits)}, not for {TITLES[family]}")
@@ -76,14 +76,14 @@ def title_of(content: Content) -> str:
         return content.layout.title
     if content.lora is not None:
         return content.lora.describe().partition(": ")[2]
-    return f"our own part file: {content.part}" if content.own is not None else content.problem
+    if content.refusal is not None:
+        return content.refusal.what
+    return f"our own part file: {content.part}" if content.own is not None else content.problem.splitlines()[0]
 
 
 def fitting(name: str, part: Part, family: str) -> list[str]:
     """What keeps a part from working with a base: another config, or keys and shapes that our network has not."""
     settled = FAMILIES[family]
-    if name not in KINDS:
-        return []  # a network that is not built here: the layout's rules account for its keys
     config = part.config
     if config is None:
         config = settled.get(name)

@@ -41,6 +41,7 @@ class Content:
     part: str = ""  # of an own file
     lora: LoRAFile | None = None
     problem: str = ""  # what else this is, or why it is not known
+    refusal: Refusal | None = None  # the kind that `problem` tells of, if it is a known one
     known: bool = True  # False: nobody knows what it is
 
     def rules(self, ema: bool = True) -> list[Rule]:
@@ -103,7 +104,7 @@ def _recognised(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
             return replace(content, problem=_short(error, path), known=False)
         return replace(content, layout=_of_config(path, config, tensors))
     if isinstance(found, Refusal):
-        return _lora(content) if found.kind == "lora" else replace(content, problem=str(found))
+        return _lora(content) if found.kind == "lora" else replace(content, problem=str(found), refusal=found)
     if config is not None and len(found.parts) == 1:
         found = replace(found, configs={found.parts[0]: config})
     return replace(content, layout=found)

@@ -16,6 +16,7 @@ from i2v.parts import CONFIGS, KINDS, sha256
 from weights_convert import files, own_format, write_diffusers
 from weights_convert.contents import Content, accounted, look
 from weights_convert.detect import named
+from weights_convert.diffusers_configs import FOLDERS
 from weights_convert.known import LAYOUTS
 from weights_convert.layout import Layout, still_needed
 from weights_convert.networks import FAMILIES, TITLES, misfits
@@ -160,6 +161,9 @@ def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mappi
     folder = job.target
     if folder.is_file() or folder.suffix == ".safetensors":
         raise ConversionError(f"{folder}: our own format is a folder with one file per part; name a folder")
+    strange = [name for name in parts if name not in KINDS]
+    if strange:
+        raise ConversionError(f"{job.source}: no network here reads a {strange[0]}; name one of its layouts with --to")
     if "ip_adapter" in parts and parts["ip_adapter"].bare_attentions:
         parts["ip_adapter"] = own_format.with_projection(parts["ip_adapter"], folder / "ip_adapter.safetensors")
     bases = {part.family for part in parts.values()} | ({_family_of(folder)} - {""})
@@ -188,7 +192,7 @@ def _to_diffusers(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer:
     folder = job.target
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not job.overwrite):
         raise FileExistsError(f"{folder}: already there; name a new folder or give --overwrite")
-    left = {name: why for name, why in LEFT_OUT.items() if name in parts}
+    left = {name: LEFT_OUT.get(name, NO_FOLDER) for name in parts if name not in (*FOLDERS, "ip_adapter")}
     if "ip_adapter" in parts and parts["ip_adapter"].bare_attentions:
         left["ip_adapter"] = "attentions without their projection: diffusers loads both together"
     kept = {name: part for name, part in parts.items() if name not in left}
@@ -199,6 +203,7 @@ def _to_diffusers(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer:
     return {"written": [str(p) for p in written], "left_out": left, "needs": []}
 
 
+NO_FOLDER = "it is not written as a folder here; write it with --to and the layout of its kind in diffusers' names"
 LEFT_OUT = {
     "i2v_adapter": "diffusers has no place for an I2V-Adapter; write it with --to i2v-module",
     "controlnet": "a pipeline's folder has no ControlNet in it; write it with --to controlnet-sd15-diffusers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from weights_convert.layout import still_needed
 from weights_convert.layouts.diffusers_folder import SUBFOLDERS
 from weights_convert.refusals import Refusal, refused
 from weights_convert.rules import ConversionError, convert, inverted
+
+log = logging.getLogger(__name__)
 
 
 def recognise(
@@ -31,6 +34,8 @@ def recognise(
         return unwanted
     fitting = [layout for layout in LAYOUTS if not layout.unmet(tensors)]
     if len(fitting) == 1:
+        if fitting[0].doubtful:
+            log.warning("%s: taken for %s; %s", file, fitting[0].title, fitting[0].note)
         return fitting[0]
     if fitting:
         raise ConversionError(f"{file}: could be {' or '.join(x.name for x in fitting)}; name the layout")
@@ -95,6 +100,13 @@ def read_parts(path: str | Path, layout: str | None = None, ema: bool = True) ->
 def is_pipeline(path: Path) -> bool:
     """Whether a path is a folder of a whole diffusers pipeline, with a folder for each part."""
     return path.is_dir() and any((path / name).exists() for name in ("model_index.json", "unet"))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of weights that `read_parts` reads for this path."""
+    if not is_pipeline(path):
+        return files.weight_files(path)
+    return [file for name in SUBFOLDERS if (path / name).is_dir() for file in files.weight_files(path / name)]
 
 
 def read_pipeline(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -180,20 +180,38 @@ def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> 
     return tensors, metadata
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files of weights that `read` opens for this path, in order; raises FileNotFoundError where there are none."""
+    found = _chosen(path) if path.is_dir() else path
+    if isinstance(found, list):
+        return found
+    if found.name.endswith(".json") and ".index." in found.name:
+        return [found.parent / name for name in _shards_of(found)[0]]
+    return [found]
+
+
 def _read_folder(folder: Path) -> Read:
-    """The weights inside `unet/`, `vae/`, `text_encoder/`...: safetensors before .bin, full precision before fp16."""
+    found = _chosen(folder)
+    return _read_without_index(found) if isinstance(found, list) else read(found)
+
+
+def _chosen(folder: Path) -> Path | list[Path]:
+    """The weights inside `unet/`, `vae/`, `text_encoder/`...: safetensors before .bin, full precision before fp16.
+
+    One file, an index of shards, or shards without one.
+    """
     for suffix in (".safetensors", ".bin"):
         for variant in VARIANTS:
             for name in FOLDER_NAMES:
                 plain = folder / f"{name}{variant}{suffix}"
                 if plain.is_file():
-                    return read(plain)
+                    return plain
                 index = folder / f"{name}{suffix}.index{variant}.json"
                 if index.is_file():
-                    return _read_shards(index)
+                    return index
                 shards = sorted(folder.glob(f"{name}{variant}-[0-9]*-of-[0-9]*{suffix}"))
                 if shards:
-                    return _read_without_index(shards)
+                    return shards
     here = sorted(p.name for p in folder.iterdir())[:10]
     raise FileNotFoundError(f"{folder}: no weights, expected one of {', '.join(FOLDER_NAMES)}; it holds {here}")
 
@@ -211,7 +229,8 @@ def _read_without_index(shards: list[Path]) -> Read:
     return _join(shards)
 
 
-def _read_shards(index: Path) -> Read:
+def _shards_of(index: Path) -> tuple[list[str], dict[str, Any], Any]:
+    """Names of the shards, the map from keys to them, and what the index says of itself."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         where, listed = content["weight_map"], content.get("metadata") or {}
@@ -221,6 +240,11 @@ def _read_shards(index: Path) -> Read:
         raise damaged(index, f"no readable weight_map ({str(error)[:100]})", "an index of shards") from None
     if wrong or not names:
         raise damaged(index, f"shards named {wrong[:3]}", "names of files beside it")
+    return names, where, listed
+
+
+def _read_shards(index: Path) -> Read:
+    names, where, listed = _shards_of(index)
     missing = [n for n in names if not (index.parent / n).is_file()]
     if missing:
         raise FileNotFoundError(f"{index.parent / missing[0]}: no such file, but {index.name} lists it; fetch it")

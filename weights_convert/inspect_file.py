@@ -55,6 +55,8 @@ def _one(content: Content) -> Json:
         facts["fits"] = [lora.base] if lora.base else []
     else:
         facts |= {"kind": "not supported" if content.known else "unknown", "title": content.problem}
+        if content.refusal is not None:
+            facts |= {"title": content.refusal.what, "note": content.refusal.advice}
     return facts | {"dropped": dropped(result), "problems": [] if content.problem else result.problems}
 
 

@@ -27,7 +27,8 @@ class Layout:
     to a larger format. `configs` names what the format settles; an autoencoder does not say which base it is of.
     `kind` says in a word what the file is, `title` what people call it. `fits` are the bases that it goes with
     ("sd15", "sdxl"), none where it serves no video. `schedule` says on which noise levels its network was trained,
-    if the format settles that. `parts` are those that such a file can hold; `note` is what a user should know.
+    if the format settles that. `parts` are those that such a file can hold; `note` is what a user should know;
+    of a `doubtful` layout, which other files look like too, it is told whenever such a file is read.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layout:
     configs: Mapping[str, Any] = field(default_factory=dict)
     schedule: str = ""
     note: str = ""
+    doubtful: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ FOLDER_FILES = [
 SETTINGS = "adapter_config.json"  # PEFT's, beside its weights
 DIFFUSERS_SETTINGS = "lora_adapter_metadata"  # the same, per part, in a file's metadata
 OWN_BASE = "lora_base"  # in our files: the base's config, so that they are read without the model
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # PEFT's, those that leave the base as it is
 LARGEST = 100  # levels, layers or blocks in such a config; a spoilt one must not fill the memory with names
 
 
@@ -126,6 +127,14 @@ def _refuse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings
         found = next((key for key in tensors if re.search(pattern, key)), None)
         if found is not None:
             raise ConversionError(f"{file}: this is {what}, told by {found}; expected LoRA: low-rank pairs alone")
+    saved = dict(settings) | _json(metadata.get(DIFFUSERS_SETTINGS, "{}"), f"{file}: {DIFFUSERS_SETTINGS}")
+    for key, start in saved.items():
+        if key.rpartition(".")[2] == "init_lora_weights" and start not in PLAIN_STARTS:
+            raise ConversionError(
+                f"{file}: its init_lora_weights is {start!r}: that start changes the base's own weights, and this file "
+                f"holds only what was learned on the changed base; expected one of {PLAIN_STARTS}; save it with "
+                "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            )
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
         raise ConversionError(f"{file}: {SETTINGS} says peft_type {kind}; expected LORA")

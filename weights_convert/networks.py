@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +15,11 @@ from i2v.models.clip_vision import CLIPVisionModel
 from i2v.models.controlnet import CONTROL_SD15, CONTROL_SDXL, ControlNet
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter, image_projection
-from i2v.models.motion import add_motion_modules
+from i2v.models.motion import MOTION_V3, add_motion_modules
 from i2v.models.unet import SD15, SDXL, UNet, UNetConfig
 from i2v.models.vae import SD_VAE, SDXL_VAE, VAE
+from weights_convert.layouts.sparse_control import FRAMES, as_diffusers
+from weights_convert.layouts.taesd import taesd_shapes
 
 FAMILIES: dict[str, dict[str, Any]] = {  # what is settled by the base model, whatever file a part comes from
     "sd15": {"unet": SD15, "vae": SD_VAE, "text_encoder": CLIP_L, "controlnet": CONTROL_SD15},
@@ -28,6 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {  # what is settled by the base model, wh
         "controlnet": CONTROL_SDXL,
     },
 }
+HINT = "controlnet_cond_embedding"
 TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
 
 
@@ -49,13 +53,31 @@ def expected(part: str, config: Any, unet: UNetConfig) -> Mapping[str, Tensor]:
             return dict(CLIPVisionModel(config).state_dict())
         if part == "controlnet":
             return dict(ControlNet(config).state_dict())
+        if part == "taesd":
+            return {key: torch.empty(shape) for half in config for key, shape in taesd_shapes(half).items()}
         base = UNet(unet)
+        if part == "sparse_control":
+            return _sparse_control(base, scribble=config == "scribble")
         if part == "motion":
             return _flat(add_motion_modules(base, config))
         if part == "i2v_adapter":
             return _flat(add_i2v_adapter(base))
         projection = {} if config is None else {"image_proj": image_projection(config)}
         return _flat(projection) | _flat(add_ip_adapter(base), "ip_adapter.")
+
+
+def _sparse_control(base: UNet, scribble: bool) -> dict[str, Tensor]:
+    """A ControlNet whose way down has motion modules of one attention; a picture passes as latents and a mask."""
+    motion = add_motion_modules(base, replace(MOTION_V3, attentions=1, max_frames=FRAMES))
+    down = {as_diffusers(key): v for key, v in _flat(motion).items() if key.startswith("down_blocks.")}
+    keys = dict(ControlNet(CONTROL_SD15).state_dict())
+    width = base.cfg.channels[0]
+    if scribble:
+        keys[f"{HINT}.conv_in.weight"] = torch.empty(16, 4, 3, 3)
+    else:
+        keys = {key: v for key, v in keys.items() if not key.startswith(f"{HINT}.")}
+        keys |= {f"{HINT}.weight": torch.empty(width, 5, 3, 3), f"{HINT}.bias": torch.empty(width)}
+    return keys | down
 
 
 def _flat(modules: Mapping[str, nn.Module], prefix: str = "") -> dict[str, Tensor]:

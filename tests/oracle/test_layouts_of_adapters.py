@@ -165,6 +165,21 @@ def test_motion_adapter_of_full_size(version: str, manifest: Manifest) -> None:
     assert to_published(parts.tensors, original.layout.name).keys() == listed.keys()
 
 
+def test_an_adapter_that_could_be_of_version_1(caplog: pytest.LogCaptureFixture) -> None:
+    """Saved with 32 positions, version 1 has the keys of version 3: that is said, and its layout can be named."""
+    source = on_meta(lambda: adapter(MOTION_V3, SD15.channels))
+    assert to_parts(source, "x.safetensors").layout.configs["motion"] == MOTION_V3
+    assert "x.safetensors" in caplog.text and "convert it with --layout motion-adapter-v1" in caplog.text
+    caplog.clear()
+    first = to_parts(source, "x.safetensors", "motion-adapter-v1")
+    assert first.layout.configs["motion"] == MOTION_V1 and not caplog.text
+    small = shaken(lambda: adapter(MOTION_V3, (32, 64))).state_dict()
+    key = "down_blocks.0.motion_modules.0.transformer_blocks.0.pos_embed.pe"
+    convert(small, motion_adapter(MOTION_V1), "small")  # 24 of the 32 positions are those of version 1
+    with pytest.raises(ConversionError, match="pos_embed.pe: its values"):
+        convert(small | {key: small[key].flip(1)}, motion_adapter(MOTION_V1), "small")
+
+
 def test_wrong_positions_in_an_adapter() -> None:
     source = shaken(lambda: adapter(MOTION_V3, (32, 64))).state_dict()
     key = "down_blocks.0.motion_modules.0.transformer_blocks.0.pos_embed.pe"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from bench.manifests import manifests, write_sparse
 from weights_convert import __main__ as cli
 from weights_convert.__main__ import run
+from weights_convert.rules import ConversionError
 
 TINY = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 
@@ -59,8 +60,31 @@ def test_inspect_names_other_kinds(name: str, word: str, tmp_path: Path, capsys:
     code, facts = said(capsys, "inspect", path)
     assert code == 0 and facts["kind"] == "not supported" and word in facts["title"]
     code, facts = said(capsys, "check", path, "--for", "sd15")
-    assert code == 1 and word in facts["contents"][0]["problems"][0]
+    (row,) = facts["contents"]
+    assert code == 1 and word in row["title"] and len(row["problems"]) == 1 and row["title"] not in row["problems"][0]
 
+
+@pytest.mark.parametrize("name", ["taesd_decoder_pth", "v3_sd15_sparsectrl_rgb", "v3_sd15_sparsectrl_scribble"])
+def test_gaps_in_what_has_no_network_here(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each key is needed, and each shape: the list is held against computed shapes, not against its rules alone."""
+    entries = {key: value for key, value in manifests(name)[name].items() if not key.endswith(".pe")}
+    path = tmp_path / "x.safetensors"
+    write_sparse(path, entries)
+    assert said(capsys, "check", path, "--for", "sd15")[0] == 0
+    for key in list(entries)[:: max(1, len(entries) // 6)]:
+        write_sparse(path, {k: v for k, v in entries.items() if k != key})
+        assert said(capsys, "check", path, "--for", "sd15")[0] == 1, key
+        shape = [entries[key]["shape"][0] + 1, *entries[key]["shape"][1:]]
+        write_sparse(path, entries | {key: entries[key] | {"shape": shape}})
+        assert said(capsys, "check", path, "--for", "sd15")[0] == 1, key
+
+
+def test_what_has_no_network_here_is_not_written_as_ours(tmp_path: Path) -> None:
+    path = published(tmp_path, "taesd_decoder_pth")
+    for to, told in (("own", "no network here reads a taesd"), ("diffusers", "nothing that diffusers has a place for")):
+        with pytest.raises(ConversionError, match=told):
+            run(["convert", str(path), str(tmp_path / to), "--to", to, "--for", "sd15"])
+        assert not (tmp_path / to).exists()
 
 def test_inspect_a_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = published(tmp_path, "lora_kohya_sd15")

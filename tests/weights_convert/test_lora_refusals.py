@@ -126,6 +126,10 @@ def test_what_is_no_lora(tmp_path: Path, manifest: Callable[[str], dict[str, Any
     two = {f"{name}.alpha": torch.ones(2) for name in GRAMMARS["kohya"][0]}
     with pytest.raises(ConversionError, match=r"the alpha of lora_\w+ has shape \(2,\), expected a number"):
         read_lora(written(tmp_path / "two.safetensors", *GRAMMARS["kohya"], **two), SMALL)
+    for start in ("pissa", "pissa_niter_16", "olora", "corda", "loftq"):
+        with pytest.raises(ConversionError, match=f"init_lora_weights is '{start}'.*save it with"):
+            read_lora(peft_folder(tmp_path / start, init_lora_weights=start), SMALL)
+    assert read_lora(peft_folder(tmp_path / "gaussian", init_lora_weights="gaussian"), SMALL).parts
     broken = peft_folder(tmp_path / "broken")
     (broken / "adapter_config.json").write_text("{")
     with pytest.raises(ConversionError, match="adapter_config.json: no valid JSON"):

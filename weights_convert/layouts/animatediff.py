@@ -53,6 +53,7 @@ def motion_adapter(motion: MotionConfig) -> list[Rule]:
             beside=f"{block}.attn1.to_q.weight",
             build=partial(positions, motion.max_frames),
             why=f"the sinusoid of {motion.max_frames} frame positions",
+            longer=True,
         ),
         Rename(f"{at}.{{leaf:norm|proj_in|proj_out}}.{{p:weight|bias}}", f"{at}.{{leaf}}.{{p}}"),
         Rename(f"{block}.ff.{{p*}}", f"{block}.ff.{{p*}}"),
@@ -101,7 +102,10 @@ def _layouts(version: str) -> tuple[Layout, Layout]:
         configs={"motion": motion},
         schedule=SCHEDULES[base],
     )
-    same = "version 1 saved with 32 positions has the same keys and shapes; of that version, give the original file"
+    same = (
+        "version 1 saved with 32 positions has the same keys and shapes, and its config.json the same settings; "
+        "if it is that, give the original file, or convert it with --layout motion-adapter-v1"
+    )
     return plain, replace(
         plain,
         name=f"motion-adapter-{version}",
@@ -110,6 +114,7 @@ def _layouts(version: str) -> tuple[Layout, Layout]:
         build=always(lambda: motion_adapter(motion), "motion."),
         lacks=adapter[1],
         note=same if version == "v3" else "",
+        doubtful=version == "v3",
     )
 
 

@@ -17,6 +17,13 @@ INNER = {"attention_blocks.0": "attn1", "norms.0": "norm1", "ff_norm": "norm3", 
 FRAMES = 32
 
 
+def as_diffusers(path: str) -> str:
+    """A parameter of our motion modules in diffusers' names."""
+    for ours, theirs in INNER.items():
+        path = path.replace(f".transformer_blocks.0.{ours}.", f".transformer_blocks.0.{theirs}.")
+    return path
+
+
 def sparse_control(cfg: UNetConfig, scribble: bool, diffusers: bool = False) -> list[Rule]:
     """A ControlNet whose way down has motion modules with one attention each.
 
@@ -66,8 +73,9 @@ def _layout(scribble: bool, diffusers: bool) -> Layout:
         parts=("sparse_control",),
         has={sign[0]: sign[1], f"{module}{query}.to_q.weight": (320, 320)},
         build=always(lambda: sparse_control(SD15, scribble, diffusers), "sparse_control."),
+        configs={"sparse_control": kind},
         schedule=SCHEDULES["sd15"],
-        note="read and checked by its names; there is no SparseCtrl in this project yet",
+        note="read and checked by its names and shapes; there is no SparseCtrl in this project yet",
     )
 
 

@@ -40,6 +40,19 @@ def taesd_diffusers() -> list[Rule]:
     )
 
 
+def taesd_shapes(half: str) -> dict[str, tuple[int, ...]]:
+    """Every key of the "encoder" or "decoder" of diffusers' AutoencoderTiny."""
+    layers, ends = (ENCODER, {0: (64, 3), 14: (4, 64)}) if half == "encoder" else (DECODER, {0: (64, 4), 18: (3, 64)})
+    out: dict[str, tuple[int, ...]] = {}
+    for n, kind in layers.items():
+        channels = ends.get(n, (64, 64))  # out, in
+        for name in [f"conv.{k}." for k in (0, 2, 4)] if kind == "conv" else [""]:
+            out[f"{half}.layers.{n}.{name}weight"] = (*channels, 3, 3)
+            if kind != "w":
+                out[f"{half}.layers.{n}.{name}bias"] = channels[:1]
+    return out
+
+
 def _layout(name: str, title: str, has: dict[str, Shape | None], rules: Callable[[], list[Rule]]) -> Layout:
     return Layout(
         f"taesd-{name}",
@@ -49,7 +62,8 @@ def _layout(name: str, title: str, has: dict[str, Shape | None], rules: Callable
         parts=("taesd",),
         has=has,
         build=always(rules, "taesd."),
-        note="read and checked by its names, no network in this project uses it yet; "
+        configs={"taesd": ("encoder", "decoder") if name == "diffusers" else (name,)},
+        note="read and checked by its names and shapes, no network in this project uses it yet; "
         "its content does not say of which of the two bases it is",
     )
 
