@@ -152,7 +152,9 @@ def _open(name: str, path: Path) -> Source:
     try:
         source = open_source(path)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{flag_of(name)} {error}") from None
+        first, *more = str(error).split("\n")
+        nearest = [line.strip() for line in more if line.startswith("  ")]  # of the lists below, what helps
+        raise ConfigError(f"{flag_of(name)} {' '.join([first, *nearest[:3]])}") from None
     wanted = PART_OF.get(name)
     if wanted is not None and wanted not in source.parts:
         raise ConfigError(f"{flag_of(name)} {source}: it holds no {wanted}, only {listed(sorted(source.parts))}")

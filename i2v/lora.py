@@ -73,8 +73,10 @@ def check(modules: Mapping[str, nn.Module], path: str | Path) -> LoRAFile:
     file = read_lora(path, base_of(modules))
     others = [part for part in file.parts if part not in modules]
     if others:
+        advice = "--motion-lora" if others == ["motion"] else "--lora" if list(modules) == ["motion"] else ""
         raise ConversionError(
             f"{path}: this LoRA changes {' and '.join(others)}, expected one for {' and '.join(modules)} alone"
+            + (f"; give it with {advice}" if advice else "")
         )
     for part, pairs in file.parts.items():
         if problems := unfit(modules[part], pairs):

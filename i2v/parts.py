@@ -27,6 +27,7 @@ from i2v.models.motion import MotionConfig
 from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAEConfig
 from weights_convert import files
+from weights_convert.detect import files_of
 
 C = TypeVar("C")
 
@@ -61,10 +62,10 @@ class PartFile:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, or of the names and hashes of all files in a folder; in hexadecimal."""
+    """Of a file, or of the names and hashes of a folder's files of weights, those that are read; in hexadecimal."""
     digest = hashlib.sha256()
     if path.is_dir():
-        for inside in sorted(p for p in path.rglob("*") if p.is_file()):
+        for inside in files_of(path):
             digest.update(f"{inside.relative_to(path).as_posix()} {sha256(inside)}\n".encode())
         return digest.hexdigest()
     with open(path, "rb") as file:

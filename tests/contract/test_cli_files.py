@@ -185,8 +185,8 @@ def test_an_own_part_takes_a_published_ones_place(run: Run, sets: Path, tmp_path
         (("--base", "letter.ckpt"), ["--base", "letter.ckpt"]),
         (("--lora", "nowhere.safetensors"), ["--lora", "nowhere.safetensors"]),
         (("--lora", "i2v-sd15/i2v_module.pth"), ["--lora", "i2v_module.pth", "holds no LoRA"]),
-        (("--lora", "pan.ckpt"), ["--lora", "pan.ckpt", "motion"]),
-        (("--motion-lora", "style.safetensors"), ["--motion-lora", "style.safetensors", "unet"]),
+        (("--lora", "pan.ckpt"), ["--lora", "pan.ckpt", "give it with --motion-lora"]),
+        (("--motion-lora", "style.safetensors"), ["--motion-lora", "style.safetensors", "unet", "give it with --lora"]),
         (("--tokenizer", "i2v-sd15"), ["vocab.json"]),
         (("--models", "nowhere"), ["--models", "nowhere"]),
         (("--lroa", "pan.ckpt"), ["did you mean --lora?"]),
@@ -201,3 +201,18 @@ def test_what_does_not_fit_is_one_line_before_any_weight_is_read(
     assert code == 2 and err.startswith("sample.py: error: ") and err.count("\n") == 1, err
     assert all(word in err for word in words), err
     assert {path.name for path in Path.cwd().iterdir()} == {"cat.png"}
+
+
+def test_an_unknown_file_is_told_in_a_short_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the layouts that are near to it, and not the list of all."""
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("cat.png", np.zeros((32, 32, 3), np.uint8))
+    for name, key in (("near", "model.diffusion_model.input_blocks.0.0.weight"), ("far", "a.weight")):
+        save(tmp_path / f"{name}.safetensors", {key: torch.zeros(320, 4, 3, 3)})
+        assert sample.main(["--image", "cat.png", "--preset", "i2v-sd15", "--base", f"{name}.safetensors"]) == 2
+        err = capsys.readouterr().err
+        assert "no known layout" in err and err.count("\n") == 1 and len(err) < 700, err
+        assert ("sd15-single-file, but no " in err) == (name == "near"), err
+        assert "raft" not in err and "taesd" not in err

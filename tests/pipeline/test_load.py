@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from i2v import presets
@@ -15,6 +17,9 @@ from i2v.config import ConfigError
 from i2v.diffusion.schedule import Schedule
 from i2v.load import dtype_of, headers, load, save_part
 from i2v.models.vae import SD_VAE, SDXL_VAE
+from i2v.parts import sha256
+from weights_convert import files
+from weights_convert.detect import files_of
 
 
 @pytest.fixture
@@ -96,3 +101,28 @@ def test_sdxl_s_vae_is_no_float16() -> None:
                                  ("i2v_adapter", None, torch.float32)):  # fmt: skip
         assert dtype_of(name, config, half) == wanted
     assert dtype_of("vae", SDXL_VAE, torch.bfloat16) == torch.bfloat16
+
+
+def test_the_hash_of_a_diffusers_folder_is_of_the_files_that_are_read(tmp_path: Path) -> None:
+    """Shards by their index, one file of several variants; pictures, other variants and settings have no part in it."""
+    tensors = {"a.weight": torch.zeros(2), "b.weight": torch.ones(2)}
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "vae").mkdir()
+    for number, (key, tensor) in enumerate(tensors.items(), 1):
+        save_file({key: tensor}, tmp_path / f"unet/diffusion_pytorch_model-0000{number}-of-00002.safetensors")
+    where = {key: f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n, key in enumerate(tensors, 1)}
+    index = tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    save_file(tensors, tmp_path / "vae/diffusion_pytorch_model.safetensors")
+    (tmp_path / "model_index.json").write_text("{}")
+    before = sha256(tmp_path)
+    unet = [tmp_path / "unet" / name for name in where.values()]
+    assert sorted(files_of(tmp_path)) == [*unet, tmp_path / "vae/diffusion_pytorch_model.safetensors"]
+    for name in ("picture.png", "vae/diffusion_pytorch_model.fp16.safetensors", "unet/config.json", "README.md"):
+        (tmp_path / name).write_text("other")
+    assert sha256(tmp_path) == before
+    save_file({"b.weight": torch.zeros(2)}, unet[1])
+    assert sha256(tmp_path) != before
+    unet[1].unlink()
+    with pytest.raises(FileNotFoundError, match="00002-of-00002"):
+        files.read(tmp_path / "unet")
