@@ -153,7 +153,8 @@ def _add(
 
     def encode_them() -> None:
         if pixels:
-            posterior = encode(to_tensor(np.concatenate([frames for _, frames in pixels])))
+            with torch.no_grad():
+                posterior = encode(to_tensor(np.concatenate([frames for _, frames in pixels])))
             parts = [value.half().cpu().unflatten(0, (len(pixels), -1)).numpy() for value in _both(posterior)]
             for (key, frames), mean, std in zip(pixels, *parts, strict=True):
                 ready.append((key, {}, {"mean": mean, "std": std, "first": frames[0]}))
@@ -206,7 +207,8 @@ def encoded_text(
             missing = [caption for caption in wanted if caption not in store.entries]
             for at in tqdm(range(0, len(missing), chunk), "encoding captions", disable=not show, mininterval=2):
                 some = missing[at : at + chunk]
-                made = {name: value.half().cpu().numpy() for name, value in encode(some).items()}
+                with torch.no_grad():
+                    made = {name: value.half().cpu().numpy() for name, value in encode(some).items()}
                 rows = [{name: values[k] for name, values in made.items()} for k in range(len(some))]
                 store.append([(caption, {}, row) for caption, row in zip(some, rows, strict=True)])
     return EncodedText(store.arrays(), {caption: store.entries[caption]["row"] for caption in wanted})
