@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from i2v.config import ConfigError
 from i2v.diffusion.schedule import Schedule
@@ -106,7 +107,8 @@ class Library:
             source = self._open(path)
             if isinstance(source, Source) and self._is(source, wanted):
                 return source, ""
-        opened = [self._open(path) for path in self.paths]
+        bar = tqdm(self.paths, f"looking through {self.folder}", unit="file", delay=2, leave=False)
+        opened = [self._open(path) for path in bar]
         others = [source for source in opened if isinstance(source, Source) and source.layout in wanted.layouts]
         if len(others) == 1:
             return others[0], f"{others[0].path} is taken for {wanted.file}"
