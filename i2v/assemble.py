@@ -15,10 +15,10 @@ from i2v.diffusion.schedule import Schedule
 from i2v.lora import check as check_lora
 from i2v.models.tokenizer import Tokenizer
 from i2v.networks import networks
-from i2v.parts import CONFIGS
+from i2v.parts import CONFIGS, KINDS
 from i2v.presets import Preset
 from i2v.prompt import SECOND_PAD
-from i2v.sources import Library, Source, flag_of, listed, open_source, own_source, with_scale
+from i2v.sources import CONTROLNET, Library, Source, flag_of, listed, open_source, own_source, with_scale
 from weights_convert.rules import ConversionError, check_shapes
 
 TEXT_FILES = ("vocab.json", "merges.txt")
@@ -44,6 +44,7 @@ class ModelFiles:
     lora: tuple[str, ...] = flag((), "PATH or PATH:SCALE; several add up", "--loras", "--lora-path")
     motion_lora: tuple[str, ...] = flag((), "the same for motion modules", "--motion-loras")
     lora_ignore_alpha: bool = flag(False, "LoRA: take no notice of the files' alpha, as the authors' code")
+    controlnet: tuple[str, ...] = flag((), "TYPE=FILE: a ControlNet for the pictures of --control TYPE=...")
     tokenizer: Path | None = flag(None, "a folder with vocab.json and merges.txt")
 
 
@@ -139,13 +140,21 @@ def plan(files: ModelFiles) -> Plan:
     given += [(name, path) for name in PART_OF if (path := getattr(files, name)) is not None]
     opened = [(name, _open(name, path)) for name, path in given]
     _preset_files(made, opened)
-    made.sources += opened
+    made.sources += [*opened, *(_controlnet(text) for text in files.controlnet)]
     for name, source in made.sources:
         _take(made, name, source)
     _tokenizer(made)
     made.loras = [(name, *with_scale(text)) for name in ("lora", "motion_lora") for text in getattr(files, name)]
     _compare(made)
     return made
+
+
+def _controlnet(text: str) -> tuple[str, Source]:
+    """TYPE=FILE -> the name of the part, and its file."""
+    kind, sign, path = text.partition("=")
+    if not (sign and kind and path):
+        raise ConfigError(f"--controlnet {text}: expected TYPE=FILE, such as canny=control_v11p_sd15_canny.pth")
+    return CONTROLNET + kind, _open("controlnet", Path(path))
 
 
 def _open(name: str, path: Path) -> Source:
@@ -155,7 +164,7 @@ def _open(name: str, path: Path) -> Source:
         first, *more = str(error).split("\n")
         nearest = [line.strip() for line in more if line.startswith("  ")]  # of the lists below, what helps
         raise ConfigError(f"{flag_of(name)} {' '.join([first, *nearest[:3]])}") from None
-    wanted = PART_OF.get(name)
+    wanted = "controlnet" if name == "controlnet" else PART_OF.get(name)
     if wanted is not None and wanted not in source.parts:
         raise ConfigError(f"{flag_of(name)} {source}: it holds no {wanted}, only {listed(sorted(source.parts))}")
     return source
@@ -168,7 +177,7 @@ def _own_folder(made: Plan) -> None:
         return
     if made.files.models is not None:
         raise ConfigError(f"--models {made.files.models}: the parts are in {folder}; use one of the two")
-    there = [name for name in CONFIGS if (folder / f"{name}.safetensors").is_file()]
+    there = [name for name in KINDS if (folder / f"{name}.safetensors").is_file()]
     made.sources += [("", own_source(folder / f"{name}.safetensors")) for name in there]
     made.tokenizer = folder
 
@@ -192,6 +201,15 @@ def _take(made: Plan, name: str, source: Source) -> None:
     """Give the parts of one file their places, over those of files that count less."""
     released = made.parts.get("ip_adapter")
     for part, tensors in source.parts.items():
+        if part == "controlnet":
+            kind = name if name.startswith(CONTROLNET) else CONTROLNET + source.control
+            if kind == CONTROLNET:
+                made.notes.append(f"{source}: its ControlNet is not used, --controlnet TYPE=FILE does that")
+            else:
+                made.parts[kind] = Part(tensors, source.configs.get(part), source, name)
+            continue
+        if name.startswith(CONTROLNET):
+            continue  # the base in the same file
         if name == "ip_adapter" and part == "ip_adapter":
             plus = source.configs["image_projection"].kind == "plus"
             if plus and released is not None and "image_projection" not in released.source.parts:
@@ -280,6 +298,16 @@ def _misfits(parts: Mapping[str, Part]) -> Iterable[str]:
     width = sum(text.config.hidden_size for text in texts)
     if width != unet.config.context_dim:
         yield f"{texts[0].source} gives text of width {width}, {unet.source} reads {unet.config.context_dim}"
+    for name, part in parts.items():
+        if not name.startswith(CONTROLNET):
+            continue
+        if part.config.base != unet.config:
+            yield (f"--controlnet {part.source} is for a UNet of channels {part.config.channels} and text of width "
+                   f"{part.config.context_dim}, {unet.source} has {unet.config.channels} and "
+                   f"{unet.config.context_dim}: take one made for this base")  # fmt: skip
+        elif part.config.factor != parts["vae"].config.factor:
+            yield (f"--controlnet {part.source} makes a latent of {part.config.factor} pixels, "
+                   f"{parts['vae'].source} of {parts['vae'].config.factor}")  # fmt: skip
     if parts["vae"].config.latent_channels != unet.config.latent_channels:
         yield (f"{parts['vae'].source} has {parts['vae'].config.latent_channels} latent channels, "
                f"{unet.source} {unet.config.latent_channels}")  # fmt: skip

@@ -24,6 +24,7 @@ from i2v.models.controlnet import ControlNet
 from i2v.models.layers import ContextKV
 from i2v.picture import Fit
 from i2v.prompt import TextConditioning
+from i2v.request import Request
 from i2v.sources import listed, with_scale
 
 CANNY = "canny"  # the type whose pictures are ordinary ones: their edges are drawn here
@@ -68,6 +69,19 @@ class Maps:
         """By which a later run knows them again: the sha256 is that of the maps' pixels."""
         digest = hashlib.sha256(self.frames.tobytes()).hexdigest()
         return {"type": self.control.type, "file": str(self.control.path), "sha256": digest}
+
+
+def looked_at(request: Request, types: Sequence[str], steps: int) -> list[Maps]:
+    """The maps of a resolved request's controls, once all that can be wrong with them has been looked at.
+
+    types: those that there is a ControlNet for; steps: how many run. Raises ConfigError.
+    """
+    if not request.control:
+        return []
+    check_types(request.control, types)
+    active_steps(steps, request.control_start, request.control_end)
+    size = (int(request.height or 0), int(request.width or 0))
+    return read_maps(request.control, int(request.num_frames or 0), size, request.fit)
 
 
 def check_types(texts: Sequence[str], known: Sequence[str]) -> None:
@@ -193,9 +207,11 @@ class Residuals:
         timesteps: Sequence[int],
         silent: Tensor,
     ) -> Residuals:
-        """`scale` multiplies the scale of every control."""
+        """`scale` multiplies the scale of every control; those of 0 are left out: to add zeros can cost last bits."""
         parts = []
         for one in maps:
+            if scale * one.control.scale == 0:
+                continue
             net = nets[one.control.type]
             weight = net.conv_in.weight
             pixels = ((picture.to_tensor(one.frames) + 1) / 2).to(weight.device, weight.dtype)

@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 from i2v import load
 from i2v.assemble import Plan
 from i2v.config import ConfigError, flag, from_dict, to_dict
+from i2v.control import Maps, looked_at
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.pipeline import Picture
 from i2v.replay import described, recipe
 from i2v.request import Request
+from i2v.sources import CONTROLNET
 from i2v.video import SettingsError, Written, check_output, read_image, settings_beside
 
 # what users can put right, or say so
@@ -198,10 +200,12 @@ class Checker:
         known = job.request.known(pictures, plan.preset)
         motion, vae = plan.parts["motion"].config, plan.parts["vae"].config
         request = job.request.resolved(plan.preset, known[min(known)].shape[:2], motion.max_frames, vae.factor)
-        timesteps_from(plan.schedule, request.steps, float(request.t0 or 0))
+        timesteps = timesteps_from(plan.schedule, request.steps, float(request.t0 or 0))
+        types = [name.removeprefix(CONTROLNET) for name in plan.parts if name.startswith(CONTROLNET)]
+        maps = looked_at(request, types, len(timesteps))
 
         def made(video: Path) -> bool:
-            return self._made(video, request, images, known)
+            return self._made(video, request, images, known, maps)
 
         def usable(video: Path) -> bool:
             free = self.overwrite or not (video.exists() or settings_beside(video).exists())
@@ -219,7 +223,12 @@ class Checker:
         return Ready(job, request, check_output(target, self.overwrite, request.fps))
 
     def _made(
-        self, target: Path, request: Request, images: Mapping[int, Path], pictures: Mapping[int, Picture]
+        self,
+        target: Path,
+        request: Request,
+        images: Mapping[int, Path],
+        pictures: Mapping[int, Picture],
+        maps: Sequence[Maps],
     ) -> bool:
         """Whether `target` is the video that this job would make."""
         if not self.skip or not target.exists():
@@ -228,7 +237,8 @@ class Checker:
             was = recipe(target)
         except (SettingsError, ConfigError):
             return False
-        now = {"request": to_dict(request), "pictures": described(images, pictures, request.loop)}
+        now: dict[str, Any] = {"request": to_dict(request), "pictures": described(images, pictures, request.loop)}
+        now["controls"] = [one.facts() for one in maps]
         return was.settings["preset"] == self.plan.preset.name and not was.changes({**now, "weights": self.weights})
 
 

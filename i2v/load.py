@@ -42,6 +42,7 @@ def load(
     lora: str | Path | Sequence[str | Path] = (),
     motion_lora: str | Path | Sequence[str | Path] = (),
     lora_ignore_alpha: bool = False,
+    controlnet: str | Sequence[str] = (),
     tokenizer: str | Path | None = None,
 ) -> I2VPipeline:
     """The preset, ready to run, with the given files in place of its own.
@@ -61,7 +62,7 @@ def load(
         preset=preset, weights=path(folder), models=path(models), base=tuple(map(Path, several(base))),
         motion=path(motion), i2v=path(i2v), ip_adapter=path(ip_adapter), image_encoder=path(image_encoder),
         vae=path(vae), lora=tuple(several(lora)), motion_lora=tuple(several(motion_lora)),
-        lora_ignore_alpha=lora_ignore_alpha, tokenizer=path(tokenizer),
+        lora_ignore_alpha=lora_ignore_alpha, controlnet=tuple(several(controlnet)), tokenizer=path(tokenizer),
     )  # fmt: skip
     return build(assemble.plan(given), device, dtype)
 
@@ -103,6 +104,7 @@ def build(
         image_config=content,
         i2v_adapter=built.added("i2v_adapter"),
         ip_adapter=built.added("ip_adapter"),
+        controlnets=built.controlnets,
         schedule=plan.schedule,
         max_frames=plan.parts["motion"].config.max_frames,
         device=place,

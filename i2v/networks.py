@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter, image_projection
 from i2v.models.motion import add_motion_modules
 from i2v.models.unet import UNet
 from i2v.models.vae import VAE
-from i2v.sources import ATTENTION
+from i2v.sources import ATTENTION, CONTROLNET
 
 
 @dataclass
@@ -35,6 +36,11 @@ class Networks:
     def added(self, part: str) -> dict[str, Any]:
         """The modules of an adapter by their path in the UNet."""
         return {start.removeprefix(ATTENTION).rstrip("."): module for start, module in self.slots[part].items()}
+
+    @property
+    def controlnets(self) -> dict[str, ControlNet]:
+        """By the type of their pictures."""
+        return {name.removeprefix(CONTROLNET): m[""] for name, m in self.slots.items() if name.startswith(CONTROLNET)}
 
     def changed_by(self, name: str) -> dict[str, nn.Module]:
         """What the LoRA of a flag may change, as `i2v.lora.merge` takes it."""
@@ -61,4 +67,7 @@ def networks(config: Mapping[str, Any]) -> Networks:
         for name in ("text_encoder", "text_encoder_2"):
             if name in config:
                 slots[name] = {"": CLIPTextModel(config[name])}
+        for name in config:
+            if name.startswith(CONTROLNET):
+                slots[name] = {"": ControlNet(config[name])}
     return Networks(unet, base, slots)

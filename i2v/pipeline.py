@@ -17,12 +17,14 @@ from tqdm import tqdm
 
 from i2v import __version__, config, noise, picture
 from i2v.config import ConfigError
+from i2v.control import Maps, Residuals, active_steps, looked_at
 from i2v.diffusion import frame_similarity_prior as prior
 from i2v.diffusion.first_frame import KnownFrames
 from i2v.diffusion.guidance import Condition, guide
 from i2v.diffusion.samplers import SAMPLERS
 from i2v.diffusion.schedule import Schedule
 from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention, IPAdapterConfig
 from i2v.models.layers import ContextKV
@@ -87,6 +89,7 @@ class I2VPipeline:
     dtype: torch.dtype
     weights: Mapping[str, Mapping[str, Any]]  # name and sha256 of every file that is in use
     files: Mapping[str, Any] = field(default_factory=dict)  # the settings of `assemble.ModelFiles` that gave them
+    controlnets: Mapping[str, ControlNet] = field(default_factory=dict)  # by the type of their pictures
     decode_chunk: int = 8  # frames that the VAE decodes at once
     guidance_in_turn: bool = False  # the two halves of guidance one after the other: half the memory
 
@@ -114,6 +117,11 @@ class I2VPipeline:
         posterior: Posterior = "mode",
         unconditional_image: UnconditionalImage | None = None,
         loop: bool = False,
+        control: Sequence[str] = (),
+        control_scale: float = 1.0,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
+        control_first_frame: bool = True,
         progress: bool = False,
     ) -> Result:
         """A video that begins with `image`, (H, W, 3) uint8 RGB of any size or a file's path, and follows `prompt`.
@@ -126,6 +134,7 @@ class I2VPipeline:
         request = Request(
             prompt, negative_prompt, seed, steps, guidance_scale, num_frames, fps, height, width, fit, sampler, t0, p,
             i2v_scale, ip_scale, color_match, first_frame, posterior, unconditional_image, loop,
+            tuple(control), control_scale, control_start, control_end, control_first_frame,
         )  # fmt: skip
         return self.run(image, request, progress)
 
@@ -137,6 +146,8 @@ class I2VPipeline:
         anchor = min(pictures)
         original = pictures[anchor]
         request = request.resolved(self.preset, original.shape[:2], self.max_frames, self.vae.cfg.factor)
+        timesteps = prior.timesteps_from(self.schedule, request.steps, float(request.t0 or 0))
+        maps = looked_at(request, list(self.controlnets), len(timesteps))
         for prompt in (request.prompt, request.negative_prompt):
             if cut := self.text_encoder.tokenizer.truncated(prompt):
                 log.warning("the prompt is longer than this model reads; cut off: %s", cut)
@@ -152,13 +163,14 @@ class I2VPipeline:
             for frame, one in pictures.items()
         }
         known = self.known_frames(fitted, request)
-        latents = self.denoise(known, self.conditions(original, request), request, progress)
+        latents = self.denoise(known, self.conditions(original, request), request, progress, maps)
         pixels = self.decode(latents, progress)
         frames, drift = picture.finish(pixels, fitted, request.color_match, request.first_frame)
         settings = {
             "request": config.to_dict(request),
             "preset": self.preset.name,
             "pictures": described(images, pictures, request.loop),
+            "controls": [one.facts() for one in maps],
             "weights": {name: dict(facts) for name, facts in self.weights.items()},
             "versions": {"i2v-adapter": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "run": {
@@ -201,9 +213,14 @@ class I2VPipeline:
         ]
 
     def denoise(
-        self, known: KnownFrames, conditions: Sequence[Condition], request: Request, progress: bool = False
+        self,
+        known: KnownFrames,
+        conditions: Sequence[Condition],
+        request: Request,
+        progress: bool = False,
+        maps: Sequence[Maps] = (),
     ) -> Tensor:
-        """The video's latents, (1, F, C, h, w) float32, from the prior's start at `t0`."""
+        """The video's latents, (1, F, C, h, w) float32, from the prior's start at `t0`, steered by `maps`."""
         unknown = known.indices(False)
         shape = tuple(known.latents.shape[2:])
         timesteps = prior.timesteps_from(self.schedule, request.steps, float(request.t0 or 0))
@@ -215,17 +232,24 @@ class I2VPipeline:
         pictures = known.latents[:, known.nearest()]
         x = prior.start_latents(pictures, draw("start", 0), keep.to(self.device), self.schedule, int(timesteps[0]))
 
+        steps = active_steps(len(timesteps), request.control_start, request.control_end) if maps else []
+        silent = known.known & (not request.control_first_frame)
+        times = [int(timesteps[step]) for step in steps]
+        residuals = Residuals.of(maps, self.controlnets, request.control_scale, times, silent)
+
         def predict(video: Tensor, t: int, given: Encoded) -> Tensor:
             if given.context_kv is None:
                 given.context_kv = self.unet.context_kv(given.text.context, given.image_tokens)
             rows, frames = video.shape[:2]
+            folded = video.flatten(0, 1).to(self.dtype)
             out = self.unet(
-                video.flatten(0, 1).to(self.dtype),
+                folded,
                 torch.full((rows,), t, device=self.device),
                 given.context_kv,
                 num_frames=frames,
                 pooled=given.text.pooled,
                 size_ids=given.text.size_ids,
+                control=residuals(folded, t, given.text, range(frames)),
                 anchor=known.anchor,
             )
             return out.unflatten(0, (rows, frames))

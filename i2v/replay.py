@@ -64,6 +64,9 @@ class Recipe:
         for frame in sorted(before.keys() | after.keys()):
             if before.get(frame) != after.get(frame):
                 lines.append(f"the picture of frame {frame} is another")
+        maps = [[one.get("sha256") for one in made.get("controls", [])] for made in (was, now)]
+        if maps[0] != maps[1]:
+            lines.append("the control pictures are others")
         for name in sorted(was["weights"].keys() | now["weights"].keys()):
             then, here = (made["weights"].get(name, {}) for made in (was, now))
             old, new = (facts.get("sha256", "absent") for facts in (then, here))

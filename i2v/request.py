@@ -49,6 +49,12 @@ class Request:
     )
 
     loop: bool = flag(False, "the last frame is the first picture again")
+    control: tuple[str, ...] = flag((), "TYPE=PATH or TYPE=PATH:SCALE: a picture, folder, pattern or clip that steers, "
+                                    "one for all frames or for each; type canny: edges are drawn here")  # fmt: skip
+    control_scale: float = flag(1.0, "strength of all --control", "--controlnet-conditioning-scale")
+    control_start: float = flag(0.0, "share of the steps after which they act", "--control-guidance-start")
+    control_end: float = flag(1.0, "share of the steps up to which they act", "--control-guidance-end")
+    control_first_frame: bool = flag(True, "they act on the given pictures' frames too")
 
     def known(self, images: Mapping[int, T], preset: Preset) -> dict[int, T]:
         """Pictures by frame number, in order, of which negative ones count from the end; `loop` adds the last.
@@ -113,7 +119,7 @@ class Request:
         _within("--steps", self.steps, 1, 1000)
         _within("--fps", self.fps, 1, 240)
         _within("--p", self.p, 0, 1)
-        for name in ("guidance_scale", "i2v_scale", "ip_scale"):
+        for name in ("guidance_scale", "i2v_scale", "ip_scale", "control_scale"):
             _within("--" + name.replace("_", "-"), getattr(self, name), 0, 100)
         if not 0 < (self.t0 or 0) <= 1:
             raise ConfigError(f"--t0 {self.t0}: expected a number over 0, up to 1 (1 starts from full noise)")
