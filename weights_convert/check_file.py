@@ -116,5 +116,7 @@ def shown(facts: Json) -> str:
         lines.append(f"  {row['claimed']:6,}  of {row['keys']:,} keys accounted for")
         lines += [f"  problem: {text}" for text in row["problems"][:20]]
         lines += [f"  and {len(row['problems']) - 20:,} more problems"] if row["problems"][20:] else []
-    verdict = "fits" if facts["fits"] else "does not fit"
-    return "\n".join([*lines, f"{facts['file']} {verdict} {TITLES[facts['for']]}"])
+    if facts["fits"]:
+        return "\n".join([*lines, f"{facts['file']} fits {TITLES[facts['for']]}"])
+    advice = f"take the whole file anew, or one that was made for {TITLES[facts['for']]}"
+    return "\n".join([*lines, f"{facts['file']} does not fit {TITLES[facts['for']]}: {advice}"])

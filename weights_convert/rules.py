@@ -312,8 +312,8 @@ def convert(
     """
     out, report, problems = account(tensors, rules)
     if problems:
-        advice = "take the whole file anew, or name its layout if it is another"
-        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {listed(problems)}\n{advice}")
+        advice = "take the whole file anew; python -m weights_convert check lists everything"
+        raise ConversionError(f"{file}: not what the layout {layout!r} describes, {listed(problems, 4)}\n{advice}")
     return out, report
 
 
@@ -366,16 +366,17 @@ def listed(problems: Sequence[str], most: int = 20) -> str:
 
 def check_shapes(want: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
     """Raises ConversionError unless both hold the same keys and shapes; `what` names the file and its part."""
-    problems = [f"{k}: missing, expected {tuple(want[k].shape)}" for k in want if k not in tensors]
-    problems += [f"{k} {tuple(tensors[k].shape)}: the model has no such parameter" for k in tensors if k not in want]
+    missing = [f"{k}: missing, expected {tuple(want[k].shape)}" for k in want if k not in tensors]
+    problems = [f"{k} {tuple(tensors[k].shape)}: the model has no such parameter" for k in tensors if k not in want]
     problems += [
         f"{k}: file {tuple(tensors[k].shape)}, model {tuple(want[k].shape)}"
         for k in want
         if k in tensors and tensors[k].shape != want[k].shape
     ]
-    if problems:
-        advice = "give a whole file that was made for this model"
-        raise ConversionError(f"{what}: does not fit the model, {listed(problems)}\n{advice}")
+    if missing or problems:
+        part = f"it holds {len(want) - len(missing)} of the {len(want)} tensors; " if missing else ""
+        advice = f"{part}give a whole file that was made for this model"
+        raise ConversionError(f"{what}: does not fit the model, {listed(missing + problems)}\n{advice}")
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -86,7 +86,7 @@ def test_dropping_needs_a_reason() -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    with pytest.raises(ConversionError, match="and 10 more"):
+    with pytest.raises(ConversionError, match="and 26 more"):
         convert(numbered(*(f"k{i}" for i in range(30))), [], "x")
 
 
