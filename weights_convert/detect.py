@@ -103,9 +103,15 @@ def is_pipeline(path: Path) -> bool:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files of weights that `read_parts` reads for this path."""
+    """The files of weights that are read for this path; of a folder with parts of our own, all of them."""
+    own = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if not is_pipeline(path):
-        return files.weight_files(path)
+        try:
+            return files.weight_files(path)
+        except FileNotFoundError:
+            if not own:
+                raise
+            return own
     return [file for name in SUBFOLDERS if (path / name).is_dir() for file in files.weight_files(path / name)]
 
 
