@@ -138,7 +138,7 @@ def table(rows: Sequence[Row], name: str) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command; raises ValueError and OSError for a file that is no RAFT."""
     parser = argparse.ArgumentParser(prog="python -m eval known-flow", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--raft", metavar="FILE", help="RAFT's weights; without them DIS is measured")
