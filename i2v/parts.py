@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,16 +61,20 @@ class PartFile:
         return files.read(self.path)[0]
 
 
-def sha256(path: Path) -> str:
-    """Of a file, or of the names and hashes of a folder's files of weights, those that are read; in hexadecimal."""
+def sha256(path: Path, done: Callable[[int], object] = lambda count: None) -> str:
+    """Of a file, or of the names and hashes of a folder's files of weights, those that are read; in hexadecimal.
+
+    `done` is told the bytes of each piece.
+    """
     digest = hashlib.sha256()
     if path.is_dir():
         for inside in files_of(path):
-            digest.update(f"{inside.relative_to(path).as_posix()} {sha256(inside)}\n".encode())
+            digest.update(f"{inside.relative_to(path).as_posix()} {sha256(inside, done)}\n".encode())
         return digest.hexdigest()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            done(len(block))
     return digest.hexdigest()
 
 

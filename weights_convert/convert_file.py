@@ -15,7 +15,7 @@ from i2v.models.unet import UNetConfig
 from i2v.parts import CONFIGS, KINDS, sha256
 from weights_convert import files, own_format, write_diffusers
 from weights_convert.contents import Content, accounted, look
-from weights_convert.detect import named
+from weights_convert.detect import files_of, named
 from weights_convert.diffusers_configs import FOLDERS
 from weights_convert.known import LAYOUTS
 from weights_convert.layout import Layout, still_needed
@@ -146,14 +146,14 @@ def _free(paths: list[Path], overwrite: bool) -> None:
 
 
 @contextmanager
-def _bar(parts: Mapping[str, Part], dtype: torch.dtype | None, name: str) -> Iterator[tqdm]:
-    """Counts the bytes that are written; shown when it takes more than a second."""
+def _bar(parts: Mapping[str, Part], dtype: torch.dtype | None, name: str, more: int = 0) -> Iterator[tqdm]:
+    """Counts the bytes that are written, and `more` that are read before; shown when it takes more than a second."""
     total = sum(
         t.numel() * (dtype if dtype is not None and t.is_floating_point() else t.dtype).itemsize
         for part in parts.values()
         for t in part.tensors.values()
     )
-    with tqdm(total=total, unit="B", unit_scale=True, desc=name, delay=1) as bar:
+    with tqdm(total=total + more, unit="B", unit_scale=True, desc=name, delay=1) as bar:
         yield bar
 
 
@@ -172,10 +172,11 @@ def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mappi
     _compare(job, parts, unet)
     paths = {name: folder / f"{name}.safetensors" for name in parts}
     _free(list(paths.values()), job.overwrite)
-    sources = {job.source.name: sha256(job.source)}
     kind = str(job.dtype).removeprefix("torch.") if job.dtype else "as stored"
     recipe = {"converted_from": job.source.name, "dtype": kind, "by": "python -m weights_convert convert"}
-    with _bar(parts, job.dtype, str(folder)) as bar:
+    hashed = sum(p.stat().st_size for p in (files_of(job.source) if job.source.is_dir() else [job.source]))
+    with _bar(parts, job.dtype, str(folder), hashed) as bar:
+        sources = {job.source.name: sha256(job.source, bar.update)}
         for name, part in parts.items():
             known = part.facts.get("sources") or {}
             own_format.write_part(paths[name], part, job.dtype, recipe, {**known, **sources}, bar.update)
