@@ -87,7 +87,8 @@ def motion_of(view: View, classes: Sequence[str] = MOTIONS) -> Motion:
 
 def _path(view: View) -> NDArray[np.float64]:
     """dx, dy, log_scale, turn for each frame after the first; not a number where the object is lost: (F - 1, 4)."""
-    assert view.track is not None
+    if view.track is None:
+        raise ValueError("the view was taken without a mask: there is no object to follow")
     centre, track = view.track.target.centre, view.track
     middle = complex(SIDE / 2 - 0.5, SIDE / 2 - 0.5)
     rows, turned, before = [], 0.0, 1 + 0j
