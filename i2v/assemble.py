@@ -274,7 +274,8 @@ def _compare(made: Plan) -> None:
         try:
             check_shapes(built.shapes(name), part.tensors, str(part.source))
         except ConversionError as error:
-            made.problems.append(" ".join(str(error).split("\n")[:3]))  # the first two tensors tell enough
+            told = [line.strip() for line in str(error).split("\n")]
+            made.problems.append(" ".join([told[0], "; ".join([*told[1:3], *told[3:][-1:]])]))  # two, and the advice
     for name, path, _ in made.loras:
         try:
             check_lora(built.changed_by(name), path)

@@ -62,7 +62,8 @@ def _write_h264(av: ModuleType, path: Path, frames: NDArray[np.uint8], fps: Frac
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
         if settings is not None:
             container.metadata["comment"] = settings
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(_CRF)})
+        # one thread: the same frames give the same bytes on every machine
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(_CRF), "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         codec = stream.codec_context
         codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
