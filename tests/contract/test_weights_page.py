@@ -53,7 +53,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_sparse(path, entries, metadata)
 
     monkeypatch.setattr(files, "write", write)
-    monkeypatch.setattr(convert_file, "sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(convert_file, "sha256", lambda *_, **__: "0" * 64)
     monkeypatch.chdir(tmp_path)
     for file, name in MANIFESTS.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
