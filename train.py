@@ -32,6 +32,7 @@ from i2v.diffusion.losses import denoising_loss, min_snr_weight
 from i2v.training import recipe
 from i2v.training.batches import Batch, Batches
 from i2v.training.ema import EMA
+from i2v.training.muon import Muon
 from i2v.training.networks import Networks
 from i2v.training.optim import learning_rate
 from i2v.training.settings import Training
@@ -128,7 +129,11 @@ def train(cfg: Training) -> int:
         torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves float32
     networks = Networks.build(cfg.init, cfg.parts, cfg.seed, cfg.prediction).to(device)
     trained = trained_tensors(cfg, networks)  # before the clips: a wrong pattern is told at once
-    optimizer = torch.optim.AdamW(trained.values(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+    optimizer: torch.optim.Optimizer
+    if cfg.optimizer == "muon":
+        optimizer = Muon(trained, cfg.lr, cfg.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(trained.values(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     cfg.out.mkdir(parents=True, exist_ok=True)
     state = State(cfg, trained, optimizer, EMA(trained, cfg.ema))
     if (found := state.resume()) is not None:

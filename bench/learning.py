@@ -32,6 +32,7 @@ from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
 from i2v.diffusion.losses import min_snr_weight
 from i2v.training.batches import Batch, Batches
+from i2v.training.muon import Muon
 from i2v.training.networks import Networks
 from i2v.training.optim import learning_rate
 from i2v.training.settings import Training
@@ -96,34 +97,6 @@ ARMS = {
 }
 
 
-class Optimizers:
-    """AdamW; with `muon`, Muon for every weight that is a matrix when its kernel is flattened, AdamW for the rest."""
-
-    def __init__(self, trained: dict[str, nn.Parameter], muon: bool) -> None:
-        self.flat: list[tuple[nn.Parameter, nn.Parameter]] = []  # (parameter, a view of it as a matrix)
-        rest = []
-        for name, parameter in trained.items():
-            if muon and parameter.ndim > 1 and "embedding" not in name:
-                self.flat.append((parameter, nn.Parameter(parameter.detach().flatten(1))))
-            else:
-                rest.append(parameter)
-        self.all: list[torch.optim.Optimizer] = []
-        if rest:
-            self.all.append(torch.optim.AdamW(rest, weight_decay=1e-2, fused=True))
-        if self.flat:  # the rate is matched to AdamW's, so that one rate serves both
-            matrices = [view for _, view in self.flat]
-            self.all.append(torch.optim.Muon(matrices, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"))
-
-    def step(self, lr: float) -> None:
-        for parameter, view in self.flat:
-            view.grad = parameter.grad.flatten(1) if parameter.grad is not None else None
-            parameter.grad = None
-        for optimizer in self.all:
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad()
-
-
 def settings(bench: Benchmark, arm: Arm, stage: Stage, seed: int) -> Training:
     parts = ("motion",) if not any("i2v_adapter.*" in s.train for s in arm.stages) else ("motion", "i2v_adapter")
     return Training(
@@ -151,7 +124,10 @@ def run(bench: Benchmark, name: str, seed: int, data: WorldLatents, held_out: Wo
     for stage in arm.stages:
         cfg = settings(bench, arm, stage, seed)
         trained, batches = train.trained_tensors(cfg, networks), Batches(cfg, data, networks)
-        optimizers, began, budget = Optimizers(trained, arm.muon), time.process_time(), bench.budget * stage.share
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained.values(), weight_decay=1e-2, fused=True)
+        if arm.muon:
+            optimizer = Muon(trained, arm.lr, weight_decay=1e-2)
+        began, budget = time.process_time(), bench.budget * stage.share
         in_stage, spent, since = 0, 0.0, []
         with tqdm(total=round(budget), desc=f"{name}, seed {seed}", unit="s", mininterval=5) as bar:
             while spent < budget:
@@ -162,7 +138,9 @@ def run(bench: Benchmark, name: str, seed: int, data: WorldLatents, held_out: Wo
                     losses = losses * min_snr_weight(networks.schedule, batch.timesteps, arm.min_snr)
                 losses.mean().backward()
                 nn.utils.clip_grad_norm_(trained.values(), 1.0)
-                optimizers.step(decay * min(1, (in_stage + 1) / 20))
+                optimizer.param_groups[0]["lr"] = decay * min(1, (in_stage + 1) / 20)
+                optimizer.step()
+                optimizer.zero_grad()
                 in_stage, sample = in_stage + 1, sample + stage.batch
                 since = [*since[-19:], float(losses.detach().mean())]
                 spent = time.process_time() - began
@@ -246,9 +224,6 @@ def main(argv: list[str] | None = None) -> None:
         for seed in bench.seeds:
             for name in bench.arms or ARMS:
                 if any((r["arm"], r["seed"], r["budget"]) == (name, seed, bench.budget) for r in rows):
-                    continue
-                if ARMS[name].muon and not hasattr(torch.optim, "Muon"):
-                    print(f"{name}: this PyTorch has no torch.optim.Muon (2.9 or newer); left out")
                     continue
                 rows.append(run(bench, name, seed, data, held_out))
                 with results.open("a") as file:

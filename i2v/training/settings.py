@@ -36,7 +36,8 @@ class Training:
     lr: float = flag(1e-4, "peak learning rate (paper: 1e-4)")
     warmup: int = flag(0, "steps of linear warm-up")
     decay: Literal["constant", "linear", "cosine"] = flag("constant", "learning rate after the warm-up")
-    weight_decay: float = flag(1e-2, "AdamW's weight decay")
+    optimizer: Literal["adamw", "muon"] = flag("adamw", "adamw (the paper's); muon: for matrices, AdamW for the rest")
+    weight_decay: float = flag(1e-2, "the optimizer's weight decay")
     clip_norm: float = flag(1.0, "largest norm of the gradient")
     ema: float = flag(0.999, "decay of the moving average that is exported")
     prediction: Literal["v", "epsilon", "sample"] | None = flag(
