@@ -15,7 +15,7 @@ from i2v.config import ConfigError
 from i2v.device import pick_device, pick_dtype
 from i2v.lora import merge
 from i2v.networks import Networks, networks
-from i2v.parts import CONFIGS, PartFile, open_part, save_part, sha256
+from i2v.parts import CONFIGS, KINDS, PartFile, open_part, save_part, sha256
 from i2v.pipeline import I2VPipeline
 from i2v.prompt import OneEncoder, TwoEncoders
 from i2v.sources import ATTENTION, PROJECTION, schedule_of
@@ -153,6 +153,6 @@ def headers(folder: Path) -> dict[str, PartFile]:
 
 def header(path: Path) -> PartFile:
     """One part, no tensor read; the file's name says which part it is."""
-    if path.stem not in CONFIGS:
-        raise ConfigError(f"{path}: no part has this name; parts are {', '.join(CONFIGS)}")
-    return open_part(path, CONFIGS[path.stem])
+    if path.stem not in KINDS:
+        raise ConfigError(f"{path}: no part has this name; parts are {', '.join(KINDS)}")
+    return open_part(path, KINDS[path.stem])

@@ -68,7 +68,7 @@ class WorldLatents:
 
     def pictures(self) -> Iterator[Tensor]:
         """Every clip's first frame, drawn again, as CLIP's normalised input (3, size, size)."""
-        for clip in _drawn(partial(styled_clip, self.world, self.split, 1, self.size, self.style), len(self)):
+        for clip in drawn(partial(styled_clip, self.world, self.split, 1, self.size, self.style), len(self)):
             yield clip_pixels(clip.frames[0], self.size)[0]
 
 
@@ -77,7 +77,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _drawn(draw: Callable[[int], Clip], count: int) -> Iterator[Clip]:
+def drawn(draw: Callable[[int], Clip], count: int) -> Iterator[Clip]:
     """Clips 0 ... count - 1, by several processes where there are many to draw and cores to do it."""
     if count < MANY or cores() < 4:
         yield from map(draw, range(count))
@@ -108,7 +108,7 @@ def _write(
     waiting: list[np.ndarray] = []
     out: np.memmap | None = None
     aside = data.with_name(f".{data.name}.unfinished")
-    for clip in tqdm(_drawn(draw, clips), total=clips, desc=f"latents of {split}", mininterval=2):
+    for clip in tqdm(drawn(draw, clips), total=clips, desc=f"latents of {split}", mininterval=2):
         captions.append(clip.caption)
         waiting.append(clip.frames)
         if len(waiting) < chunk and len(captions) < clips:

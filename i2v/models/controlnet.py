@@ -123,8 +123,12 @@ def controlnet_from(unet: UNet, hint_channels: tuple[int, ...] = ControlNetConfi
     """A fresh ControlNet to be trained: the UNet's own way down, copied, and zeros at the end, so it changes nothing.
 
     It is float32 on the UNet's device. What was put into the UNet (motion modules, adapters) is not copied.
+    Deviation: the convolutions from the picture begin with He's variance; under PyTorch's default, which the original
+    keeps, eight layers let the picture fade to a thousandth, and it takes long until it is heard.
     """
     net = ControlNet(ControlNetConfig.of(unet.cfg, hint_channels))
+    for conv in (net.controlnet_cond_embedding.conv_in, *net.controlnet_cond_embedding.blocks):
+        nn.init.kaiming_normal_(conv.weight)
     own, base = net.state_dict(), unet.state_dict()
     net.load_state_dict(own | {key: base[key].float() for key in own if key in base})
     return net.to(unet.conv_in.weight.device)

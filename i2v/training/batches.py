@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from i2v import noise
+from i2v.data.edges import as_maps, edges_of
 from i2v.data.latents import WorldLatents
 from i2v.training.networks import Networks
 from i2v.training.settings import Training
@@ -27,6 +28,7 @@ class Batch:
     timesteps: Tensor  # (B,) in [0, T)
     captions: list[str]
     image_embeds: Tensor | None  # (B, D) what CLIP sees in the first frame: for the Content-Adapter
+    edges: Tensor | None = None  # (B, F, 3, H, W) 0 or 1: for a ControlNet
 
 
 class Batches:
@@ -36,6 +38,7 @@ class Batches:
         self.cfg, self.data, self.device = cfg, data, networks.device
         self.timesteps = networks.schedule.num_train_timesteps
         self.embeds = networks.image_embeds(data, cfg.cache) if "ip_adapter" in cfg.parts else None
+        self.edges = edges_of(data, cfg.cache) if "controlnet" in cfg.parts else None
         on_gpu = self.device.type != "cpu"
         self.threads = THREADS if on_gpu else 0
         self.latents = torch.from_numpy(np.array(data.latents)).to(self.device) if on_gpu else None
@@ -57,12 +60,16 @@ class Batches:
         if self.embeds is not None:  # the last row is the zero picture's
             shown = [clip if keep >= cfg.drop_image else -1 for clip, (*_, keep) in zip(clips, picks)]
             embeds = self.embeds[torch.tensor(shown).to(self.device)]
+        edges = None
+        if self.edges is not None:
+            edges = self._there(torch.from_numpy(as_maps(self.edges[np.array(clips)[:, None], np.array(frames)])))
         return Batch(
             latents,
             self._there(noise.normal(cfg.seed, "train", samples, 0, tuple(latents.shape[1:]))),
             self._there(torch.tensor([int(g * self.timesteps) for g in golden])),
             [data.captions[clip] if keep >= cfg.drop_text else "" for clip, (_, _, keep, _) in zip(clips, picks)],
             embeds,
+            edges,
         )
 
     def _latents(self, clips: list[int], frames: list[list[int]]) -> Tensor:

@@ -18,12 +18,14 @@ from tqdm import tqdm
 
 from i2v import load
 from i2v.config import ConfigError
+from i2v.control import CANNY
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
 from i2v.diffusion.schedule import Schedule
 from i2v.lora import base_of
 from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.controlnet import ControlNet, controlnet_from
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import IPAdapterConfig, add_ip_adapter, image_projection
 from i2v.models.lora import TrainedLoRA
@@ -63,6 +65,7 @@ class Networks:
     configs: dict[str, Any]
     schedule: Schedule
     init: Path
+    controlnet: ControlNet | None = None
     lora: TrainedLoRA | None = None
     ids: dict[str, Tensor] = field(default_factory=dict)  # caption -> symbols, so that each is cut into them once
 
@@ -91,8 +94,9 @@ class Networks:
         for name, what in needed.items():
             if not (init / name).is_file():
                 raise ConfigError(f"--init {init} has no {name}, {what}; weights/tiny has them all")
-        if unknown := set(parts) - {"motion", "ip_adapter", "i2v_adapter", "none"}:
-            raise ConfigError(f"--parts {unknown.pop()!r}: expected some of motion, ip_adapter, i2v_adapter, or none")
+        if unknown := set(parts) - {"motion", "ip_adapter", "i2v_adapter", "controlnet", "none"}:
+            known = "motion, ip_adapter, i2v_adapter, controlnet, or none"
+            raise ConfigError(f"--parts {unknown.pop()!r}: expected some of {known}")
         vae_file = load.header(init / "vae.safetensors")
         vae = VAE(vae_file.config)
         vae.load_state_dict(_float32(vae_file.tensors()))
@@ -151,6 +155,11 @@ class Networks:
                     module.load_state_dict(mine)
                 if tensors:
                     raise ValueError(f"{file.path} has no place for {next(iter(tensors))}")
+        controlnet = None
+        if "controlnet" in parts:  # always begun anew, as a copy of the base
+            controlnet = controlnet_from(unet, _hint_channels(unet_config, vae_file.config.factor))
+            configs["controlnet"] = controlnet.cfg
+            added["controlnet"] = dict(controlnet.named_children())
         trained_for = stored("unet")
         schedule = TINY_SCHEDULE
         if trained_for is not None and "schedule" in trained_for.metadata:
@@ -171,6 +180,7 @@ class Networks:
             configs,
             replace(schedule, prediction=prediction or schedule.prediction),
             init,
+            controlnet,
         )
 
     def modules(self) -> dict[str, Mapping[str, Tensor]]:
@@ -199,7 +209,7 @@ class Networks:
 
     def to(self, device: torch.device) -> Networks:
         """Everything there; the parameters stay the same objects."""
-        for network in (self.vae, self.text_encoder, self.unet, self.image_encoder, self.image_proj):
+        for network in (self.vae, self.text_encoder, self.unet, self.image_encoder, self.image_proj, self.controlnet):
             if network is not None:
                 network.to(device)
         return self
@@ -226,6 +236,15 @@ class Networks:
     def predict(self, *arguments: Any, **settings: Any) -> Tensor:
         """The UNet's prediction, with the LoRA that is trained."""
         return (self.lora or self.unet)(*arguments, **settings)
+
+    def residuals(
+        self, latents: Tensor, timesteps: Tensor, context: Tensor, edges: Tensor | None, num_frames: int
+    ) -> list[Tensor] | None:
+        """What the ControlNet that is trained adds to the UNet under `edges` (B, F, 3, H, W); None without one."""
+        if self.controlnet is None or edges is None:
+            return None
+        hint = self.controlnet.hint(edges.flatten(0, 1))
+        return self.controlnet(latents, timesteps, context, hint, num_frames=num_frames)
 
     def condition(self, captions: Sequence[str], image_embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Text context (B, L, C) and image tokens (B, M, C), None without a Content-Adapter."""
@@ -306,12 +325,18 @@ class Networks:
                     shutil.copyfile(source, folder / source.name)
                 continue
             extra: dict[str, Any] = {"schedule": self.schedule} if name in ("motion", "unet") else {}
+            extra |= {"control": CANNY} if name == "controlnet" else {}
             load.save_part(folder / f"{name}.safetensors", dict(tensors), self.configs.get(name), **extra, **facts)
         carried = ["vae.safetensors", "image_encoder.safetensors", *load.TEXT_FILES]
         for file in carried:
             source = self.init / file
             if source.is_file() and folder.resolve() != self.init.resolve():
                 shutil.copyfile(source, folder / file)
+
+
+def _hint_channels(unet: UNetConfig, factor: int) -> tuple[int, ...]:
+    """Of a ControlNet for pictures of `factor` pixels per latent: one halving each, never wider than the UNet."""
+    return tuple(min(16 * 2**i, unet.channels[0]) for i in range(factor.bit_length()))
 
 
 def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,8 @@ class Training:
 
     out: Path = flag(Path("runs/train"), "folder of the run: config, log, checkpoints, finished weights")
     init: Path = flag(Path("weights/tiny"), "folder of parts to start from; one that is not there starts at random")
-    parts: tuple[str, ...] = flag(("motion", "ip_adapter", "i2v_adapter"), "what is added to the UNet; none: nothing")
+    parts: tuple[str, ...] = flag(("motion", "ip_adapter", "i2v_adapter"), "what is added to the UNet; controlnet: one "
+                                  "for canny edges; none: nothing")  # fmt: skip
     train: tuple[str, ...] = flag(("i2v_adapter.*",), "name patterns of the trained tensors; each must match something")
     lora: int = flag(0, "rank; > 0 trains low-rank changes (LoRA) of the UNet's layers that --train names instead")
     world: str = flag("level_1", "level of the procedural world")

@@ -94,7 +94,7 @@ def test_processes_draw_what_one_draws(tmp_path: Path, monkeypatch: pytest.Monke
     alone = [draw(index) for index in range(40)]
     monkeypatch.setattr(latents, "MANY", 40)
     monkeypatch.setattr(latents, "cores", lambda: 4)
-    together = list(latents._drawn(draw, 40))
+    together = list(latents.drawn(draw, 40))
     assert [c.caption for c in together] == [c.caption for c in alone]
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(alone, together, strict=True))
 
