@@ -49,11 +49,9 @@ def loss_of(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
     noisy = torch.where(known[:, None, None, None], batch.latents, noisy)
     with torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
         context, image_tokens = networks.condition(batch.captions, batch.image_embeds)
-        folded = noisy.flatten(0, 1)
-        control = networks.residuals(folded, batch.timesteps, context, batch.edges, frames)
-        prediction = networks.predict(
-            folded, batch.timesteps, context, num_frames=frames, image_tokens=image_tokens, control=control
-        )
+        control = networks.residuals(noisy, batch.timesteps, context, batch.edges)
+        extra = {"image_tokens": image_tokens, "control": control}
+        prediction = networks.predict(noisy.flatten(0, 1), batch.timesteps, context, num_frames=frames, **extra)
     target = networks.schedule.target(batch.latents, batch.noise, batch.timesteps)
     return denoising_loss(prediction.float().unflatten(0, (-1, frames)), target, known)
 

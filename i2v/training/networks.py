@@ -238,13 +238,16 @@ class Networks:
         return (self.lora or self.unet)(*arguments, **settings)
 
     def residuals(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, edges: Tensor | None, num_frames: int
+        self, latents: Tensor, timesteps: Tensor, context: Tensor, edges: Tensor | None
     ) -> list[Tensor] | None:
-        """What the ControlNet that is trained adds to the UNet under `edges` (B, F, 3, H, W); None without one."""
+        """What the trained ControlNet adds to the UNet at latents (B, F, C, h, w) under `edges` (B, F, 3, H, W).
+
+        None without one.
+        """
         if self.controlnet is None or edges is None:
             return None
         hint = self.controlnet.hint(edges.flatten(0, 1))
-        return self.controlnet(latents, timesteps, context, hint, num_frames=num_frames)
+        return self.controlnet(latents.flatten(0, 1), timesteps, context, hint, num_frames=latents.shape[1])
 
     def condition(self, captions: Sequence[str], image_embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Text context (B, L, C) and image tokens (B, M, C), None without a Content-Adapter."""
