@@ -49,9 +49,14 @@ def loss_of(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
     noisy = torch.where(known[:, None, None, None], batch.latents, noisy)
     with torch.autocast(batch.latents.device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
         context, image_tokens = networks.condition(batch.captions, batch.image_embeds)
-        control = networks.residuals(noisy, batch.timesteps, context, batch.edges)
-        extra = {"image_tokens": image_tokens, "control": control}
-        prediction = networks.predict(noisy.flatten(0, 1), batch.timesteps, context, num_frames=frames, **extra)
+        prediction = networks.predict(
+            noisy.flatten(0, 1),
+            batch.timesteps,
+            context,
+            num_frames=frames,
+            image_tokens=image_tokens,
+            edges=batch.edges,
+        )
     target = networks.schedule.target(batch.latents, batch.noise, batch.timesteps)
     return denoising_loss(prediction.float().unflatten(0, (-1, frames)), target, known)
 

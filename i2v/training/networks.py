@@ -233,21 +233,27 @@ class Networks:
             raise ConfigError(f"--lora: {error}") from None
         return {f"lora.{k}": v for k, v in self.lora.parameters.items()}
 
-    def predict(self, *arguments: Any, **settings: Any) -> Tensor:
-        """The UNet's prediction, with the LoRA that is trained."""
-        return (self.lora or self.unet)(*arguments, **settings)
+    def predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        *,
+        num_frames: int,
+        image_tokens: Tensor | None = None,
+        edges: Tensor | None = None,
+    ) -> Tensor:
+        """The UNet's prediction, with the LoRA or the ControlNet that is trained.
 
-    def residuals(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, edges: Tensor | None
-    ) -> list[Tensor] | None:
-        """What the trained ControlNet adds to the UNet at latents (B, F, C, h, w) under `edges` (B, F, 3, H, W).
-
-        None without one.
+        As for `UNet.forward`; edges (B, F, 3, H, W), 0 or 1: the ControlNet's pictures.
         """
-        if self.controlnet is None or edges is None:
-            return None
-        hint = self.controlnet.hint(edges.flatten(0, 1))
-        return self.controlnet(latents.flatten(0, 1), timesteps, context, hint, num_frames=latents.shape[1])
+        control = None
+        if self.controlnet is not None and edges is not None:
+            hint = self.controlnet.hint(edges.flatten(0, 1))
+            control = self.controlnet(latents, timesteps, context, hint, num_frames=num_frames)
+        return (self.lora or self.unet)(
+            latents, timesteps, context, num_frames=num_frames, image_tokens=image_tokens, control=control
+        )
 
     def condition(self, captions: Sequence[str], image_embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Text context (B, L, C) and image tokens (B, M, C), None without a Content-Adapter."""
