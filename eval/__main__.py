@@ -1,26 +1,29 @@
-"""`python -m eval miniature` measures a model, `probe` the motion probe that judges it, `known-flow` flow metrics."""
+"""`python -m eval VIDEOS` measures videos of any origin; names of evaluations do other work, see COMMANDS."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
-from eval import known_flow, miniature, probe_ceiling
+from eval import compare, known_flow, miniature, probe_ceiling
 
 COMMANDS = {"miniature": miniature.main, "probe": probe_ceiling.main, "known-flow": known_flow.main}
 
 
 def main(argv: list[str]) -> int:
-    """The first word is the command, the rest its flags. Exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """The first word is the command, the rest its flags; without one, videos are measured.
+
+    Exit code: 0, 2 for a user's mistake, 130 for Ctrl-C.
+    """
     logging.basicConfig(level=logging.WARNING, format="python -m eval: %(message)s")
-    if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: python -m eval {{{','.join(COMMANDS)}}} [flags]; each of them explains its flags with --help")
-        return 0
-    if not argv or argv[0] not in COMMANDS:
-        given = f"there is no evaluation {argv[0]!r}" if argv else "name an evaluation"
-        return fail(f"{given}; known are {', '.join(COMMANDS)}")
     try:
-        COMMANDS[argv[0]](argv[1:])
+        if argv and argv[0] in COMMANDS:
+            COMMANDS[argv[0]](argv[1:])
+        elif argv and not argv[0].startswith("-") and "=" not in argv[0] and not Path(argv[0]).exists():
+            return fail(f"{argv[0]}: there are no such videos, and no such evaluation; known are {', '.join(COMMANDS)}")
+        else:
+            compare.main(argv)
     except KeyboardInterrupt:
         print("python -m eval: stopped", file=sys.stderr)
         return 130

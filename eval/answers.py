@@ -10,14 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import multiprocessing
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -27,6 +24,7 @@ from tqdm import tqdm
 
 from eval.held_out import Question
 from eval.metrics.all import measure_clip
+from eval.workers import spread
 from i2v import __version__
 from i2v.load import load
 from i2v.media.output_file import write_whole
@@ -125,45 +123,18 @@ def answer(jobs: Sequence[Job], bench: Bench, out: Path, workers: int = 1) -> li
     keys = [key_of(job, weights, bench.dtype, bench.frames) for job in jobs]
     folder, measured_by = out / "clips", measures_hash(bench)
     folder.mkdir(parents=True, exist_ok=True)
-    known = _known_rows(out / ROWS, measured_by)
+    known = known_rows(out / ROWS, measured_by)
     files = [folder / f"{key}.png" for key in keys]
     todo = {k: (j, f) for k, j, f in zip(keys, jobs, files, strict=True) if k not in known or not f.exists()}
     with (
         open(out / ROWS, "a", encoding="utf-8") as log,
         tqdm(total=len(todo), desc="clips", unit="clip", mininterval=2, disable=not todo) as bar,
     ):
-        for key, values in _made(todo, bench, workers):
+        for key, values in spread(make, {k: (j, f, bench) for k, (j, f) in todo.items()}, workers):
             known[key] = values
-            # the newline comes first: after a run that was killed, the file may end in half a line
-            log.write("\n" + json.dumps({"key": key, "measured_by": measured_by, "values": values}))
-            log.flush()
+            log_row(log, key, measured_by, values)
             bar.update()
     return [Answer(job, file, known[key]) for job, file, key in zip(jobs, files, keys, strict=True)]
-
-
-def _made(todo: dict[str, tuple[Job, Path]], bench: Bench, workers: int
-          ) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
-    """Makes and measures, in any order."""
-    if workers == 1 or len(todo) < 2:
-        for key, (job, file) in todo.items():
-            yield key, make(job, file, bench)
-        return
-    threads = max(torch.get_num_threads() // workers, 1)
-    spawn = multiprocessing.get_context("spawn")  # a forked process inherits torch's threads in an unusable state
-    with ProcessPoolExecutor(workers, spawn, _start_worker, (threads,)) as pool:
-        try:
-            running = {pool.submit(make, job, file, bench): key for key, (job, file) in todo.items()}
-            for done in as_completed(running):
-                yield running[done], done.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _start_worker(threads: int) -> None:
-    """Ctrl-C is the first process's business: it lets the clips that are under way be finished."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
 
 
 def make(job: Job, file: Path, bench: Bench) -> dict[str, Any]:
@@ -230,7 +201,14 @@ def read_clip(file: Path, side: int) -> Video:
     return np.asarray(cv2.cvtColor(strip, cv2.COLOR_BGR2RGB), np.uint8).reshape(-1, side, side, 3)
 
 
-def _known_rows(file: Path, measured_by: str) -> dict[str, dict[str, Any]]:
+def log_row(log: TextIO, key: str, measured_by: str, values: dict[str, Any]) -> None:
+    """Appends the measurements of a clip."""
+    # the newline comes first: after a run that was killed, the file may end in half a line
+    log.write("\n" + json.dumps({"key": key, "measured_by": measured_by, "values": values}))
+    log.flush()
+
+
+def known_rows(file: Path, measured_by: str) -> dict[str, dict[str, Any]]:
     """Measurements of earlier runs; the half line of a run that was killed is passed over."""
     out: dict[str, dict[str, Any]] = {}
     if not file.exists():

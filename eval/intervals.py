@@ -24,7 +24,8 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, draws: int = 2000,
-                       groups: Sequence[str] | None = None) -> tuple[float, float]:  # fmt: skip
+                       groups: Sequence[str] | None = None, percent: float = 95
+                       ) -> tuple[float, float]:  # fmt: skip
     """The percentile interval of the mean of independent values (one per clip, not per frame), in their own unit.
 
     groups: one name per value; values of one name (clips of one picture) are not independent of each other, so they
@@ -39,7 +40,7 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, draws: int = 2000
         raise ValueError(f"{len(array)} values in {len(sizes)} groups; expected a group for each, two groups or more")
     sums = np.bincount(member, array)
     picks = np.random.default_rng(seed).integers(0, len(sizes), (draws, len(sizes)))
-    low, high = np.percentile(sums[picks].sum(axis=1) / sizes[picks].sum(axis=1), [2.5, 97.5])
+    low, high = np.percentile(sums[picks].sum(axis=1) / sizes[picks].sum(axis=1), [50 - percent / 2, 50 + percent / 2])
     return float(low), float(high)
 
 

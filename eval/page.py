@@ -24,8 +24,9 @@ table { border-collapse: collapse; margin: .6em 0; display: block; overflow-x: a
 th, td { border: 1px solid #8886; padding: .25em .6em; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 .clips { display: flex; flex-wrap: wrap; gap: 10px; margin: .4em 0 1.4em }
-figure { margin: 0; width: 132px; font-size: 12px; line-height: 1.25 }
-figure img { width: 128px; height: 128px; image-rendering: pixelated; border: 2px solid #8886; display: block }
+figure { margin: 0; font-size: 12px; line-height: 1.25 }
+figure img { width: 100%; height: auto; border: 2px solid #8886; display: block; box-sizing: border-box }
+figure img.small { image-rendering: pixelated }
 figure.right img { border-color: #2e8b57 }
 figure.wrong img { border-color: #d0342c }
 figure.wrong b { color: #d0342c }
@@ -34,7 +35,7 @@ figure.wrong b { color: #d0342c }
 
 @dataclass(frozen=True)
 class Shot:
-    """A clip on the page: uint8 (F, S, S, 3), words below it, and whether it does what was asked (None: not asked)."""
+    """A clip on the page: uint8 (F, H, W, 3), words below it, and whether it does what was asked (None: not asked)."""
 
     frames: NDArray[np.uint8]
     words: str
@@ -43,14 +44,26 @@ class Shot:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Clips in rows and columns, which have heads; a place may be empty. corner: what the heads of both mean."""
+
+    title: str
+    corner: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    shots: Mapping[tuple[str, str], Shot]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, words (plain text), tables, charts (SVG), and rows of clips by title."""
+    """A heading, words (plain text), tables, charts (SVG), rows of clips by title, and grids of clips."""
 
     title: str
     words: str = ""
     tables: Sequence[Table] = ()
     charts: Sequence[str] = ()
     shots: Mapping[str, Sequence[Shot]] = field(default_factory=dict)
+    grids: Sequence[Grid] = ()
 
 
 def write_page(path: Path, title: str, words: str, sections: Sequence[Section], fps: int = 8) -> None:
@@ -73,6 +86,7 @@ def _section(section: Section, fps: int) -> str:
     parts += [f"<div>{''.join(section.charts)}</div>"] if section.charts else []
     for title, shots in section.shots.items():
         parts += [f"<h3>{html.escape(title)}</h3>", '<div class="clips">', *(_shot(s, fps) for s in shots), "</div>"]
+    parts += [_grid(grid, fps) for grid in section.grids]
     return "\n".join(parts)
 
 
@@ -81,8 +95,22 @@ def _shot(shot: Shot, fps: int) -> str:
     kind = {True: ' class="right"', False: ' class="wrong"', None: ""}[shot.right]
     words = html.escape(shot.words) + (f"<br><b>{html.escape(shot.verdict)}</b>" if shot.verdict else "")
     alt = html.escape(shot.words, quote=True)
-    return (f'<figure{kind}><img src="data:image/webp;base64,{data}" alt="{alt}" loading="lazy">'
+    width = shot.frames.shape[2]
+    small = ' class="small"' if width < 128 else ""
+    return (f'<figure{kind} style="width:{max(width, 128) + 4}px"><img{small} src="data:image/webp;base64,{data}" '
+            f'alt="{alt}" loading="lazy">'
             f"<figcaption>{words}</figcaption></figure>")  # fmt: skip
+
+
+def _grid(grid: Grid, fps: int) -> str:
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in grid.columns)
+    lines = [f"<h3>{html.escape(grid.title)}</h3>",
+             f"<table><thead><tr><th>{html.escape(grid.corner)}</th>{head}</tr></thead><tbody>"]  # fmt: skip
+    for row in grid.rows:
+        shots = [grid.shots.get((row, column)) for column in grid.columns]
+        cells = "".join(f"<td>{'' if shot is None else _shot(shot, fps)}</td>" for shot in shots)
+        lines.append(f"<tr><th>{html.escape(row)}</th>{cells}</tr>")
+    return "\n".join([*lines, "</tbody></table>"])
 
 
 def _table(table: Table) -> str:
@@ -96,7 +124,8 @@ def _table(table: Table) -> str:
             shade = f' style="background:rgba(47,109,181,{0.6 * share:.2f})"' if share else ""
             cells.append(f"<td{shade}>{_inline(text)}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join([*lines, "</tbody></table>", f"<p>{_inline(table.note)}</p>" if table.note else ""])
+    notes = [f"<p>{_inline(words)}</p>" for words in table.note.split("\n\n") if words]
+    return "\n".join([*lines, "</tbody></table>", *notes])
 
 
 def _inline(text: str) -> str:

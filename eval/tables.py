@@ -71,6 +71,13 @@ class Table:
         lines = [f"**{self.title}**", "", _line(self.head), "|" + "---|" * len(self.head), *map(_line, self.rows)]
         return "\n".join(lines + (["", self.note] if self.note else [])) + "\n"
 
+    def text(self) -> str:
+        """For a terminal: columns in line, the title above, the note below, ending in a newline."""
+        rows = [self.head, *self.rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.head))]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        return "\n".join([self.title, *lines, *filter(None, self.note.split("\n\n"))]) + "\n"
+
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eval.video_set import LEAST, check_same_length, mean_and_interval
+from eval.video_set import check_same_length, least, mean_and_interval
 
 
 def test_mean_and_interval() -> None:
@@ -14,9 +14,14 @@ def test_mean_and_interval() -> None:
 
 
 def test_a_set_too_small_for_an_interval() -> None:
-    assert 1 - 2 * 0.5**LEAST >= 0.95 > 1 - 2 * 0.5 ** (LEAST - 1)
+    assert [least(percent) for percent in (90, 95, 99)] == [5, 6, 8]
+    for percent in (80, 90, 95, 99):
+        count = least(percent)
+        assert 1 - 2 * 0.5**count >= percent / 100 > 1 - 2 * 0.5 ** (count - 1)
     with pytest.raises(ValueError, match="FlowScore: 5 videos, a 95 % interval needs at least 6; give more videos"):
         mean_and_interval([0.1] * 5, "FlowScore")
+    with pytest.raises(ValueError, match="3 pictures, a 80 % interval needs at least 4; give more pictures"):
+        mean_and_interval([0.1] * 6, "FlowScore", percent=80, groups=list("aabbcc"))
     with pytest.raises(ValueError, match="finite"):
         mean_and_interval([float("nan")] * 6, "FlowScore")
 

@@ -1,0 +1,156 @@
+"""Which videos are measured, of which picture and prompt each is: any maker's videos, found in folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from i2v.config import ConfigError
+from i2v.jobs import PICTURES
+from i2v.picture import Fit
+from i2v.replay import Recipe, recipe
+from i2v.video import SettingsError
+
+FILES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif", ".webp"}
+FRAMES = {".png", ".jpg", ".jpeg"}
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video. model: who made it. scene: which picture it shows, by which videos of several models stand together.
+
+    reference: the picture's file. fit: how the generator cropped it. start: (t0, p) where the file tells them.
+    """
+
+    model: str
+    path: Path
+    scene: str
+    reference: Path | None = None
+    fit: Fit = "cover"
+    prompt: str = ""
+    start: tuple[float, float] | None = None
+    mask: Path | None = None
+
+
+def is_video(path: Path) -> bool:
+    """A file with a video's ending, or a folder of frames."""
+    if path.is_dir():
+        endings = {inside.suffix.lower() for inside in path.iterdir()}
+        return bool(endings & FRAMES) and not endings & FILES
+    return path.suffix.lower() in FILES
+
+
+def found(given: Sequence[str]) -> dict[str, list[Path]]:
+    """Videos by model. A folder of videos is a model; a folder of such folders several; NAME=FOLDER names one.
+
+    Raises ConfigError for a path that is not there or holds no video.
+    """
+    out: dict[str, list[Path]] = {}
+    for text in given:
+        name, equals, rest = text.partition("=")
+        named = bool(equals) and not Path(text).exists()
+        path = Path(rest if named else text)
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such file or folder; give videos, or folders of a model's videos")
+        if is_video(path):
+            out.setdefault(name if named else path.resolve().parent.name, []).append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if is_video(p)) if path.is_dir() else []
+        models = {name if named else path.resolve().name: inside} if inside else {}
+        if not inside and path.is_dir():
+            folders = sorted(p for p in path.iterdir() if p.is_dir())
+            models = {f.name: several for f in folders if (several := sorted(p for p in f.iterdir() if is_video(p)))}
+        if not models:
+            raise ConfigError(f"{path}: no videos there; they end with {', '.join(sorted(FILES))} or are folders of "
+                              "frames")  # fmt: skip
+        for model, several in models.items():
+            out.setdefault(model, []).extend(several)
+    return out
+
+
+def described(
+    models: Mapping[str, Sequence[Path]], references: Sequence[Path], prompts: Path | None, masks: Path | None = None
+) -> list[Video]:
+    """Every video with its picture and prompt: those given, else what the video's own settings tell.
+
+    references: pictures, or folders of them, named as the videos: `cat.png` is for `cat.mp4`, `cat_0.mp4`, `cat-svd`.
+    prompts: .json of names and prompts, or .txt with a line for each picture by name. A `cat.txt` beside the picture
+    counts too. masks: a folder of pictures named as the references.
+    """
+    pictures = {p.stem: p for p in pictures_in(references)}
+    videos = [_video(model, path, pictures) for model, paths in models.items() for path in paths]
+    texts = {} if prompts is None else prompts_of(prompts, sorted(pictures or {v.scene for v in videos}))
+    covers = {} if masks is None else {p.stem: p for p in pictures_in([masks])}
+    out = []
+    for video in videos:
+        beside = None if video.reference is None else video.reference.with_suffix(".txt")
+        own = texts.get(video.scene, video.prompt)
+        if not own and beside is not None and beside.is_file():
+            own = " ".join(beside.read_text(encoding="utf-8-sig").split())
+        out.append(replace(video, prompt=own, mask=covers.get(video.scene)))
+    return out
+
+
+def pictures_in(given: Sequence[Path]) -> list[Path]:
+    """Pictures, and those of folders by name; raises ConfigError where there is none."""
+    out: list[Path] = []
+    for path in given:
+        some = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        if not some or not some[0].is_file():
+            raise ConfigError(f"{path}: no pictures there; they end with {', '.join(sorted(PICTURES))}")
+        out += some
+    return out
+
+
+def prompts_of(file: Path, names: Sequence[str]) -> dict[str, str]:
+    """Prompts by name, from .json ({"cat": "a cat runs"}, as MJHQ's meta_data.json too) or .txt (a line per name)."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {file} cannot be read as text ({error}); give a .txt or .json file") from None
+    if file.suffix.lower() != ".json":
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if len(lines) != len(names):
+            raise ConfigError(f"--prompts {file}: {len(lines)} lines for {len(names)} pictures; give a line for each, "
+                              "in the order of their names, or a .json of names and prompts")  # fmt: skip
+        return dict(zip(names, lines, strict=True))
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--prompts {file} is not valid json: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--prompts {file}: expected an object of names and prompts, found {type(values).__name__}")
+    plain = {Path(k).stem: v.get("prompt") if isinstance(v, dict) else v for k, v in values.items()}
+    return {name: prompt for name, prompt in plain.items() if isinstance(prompt, str)}
+
+
+def _video(model: str, path: Path, pictures: Mapping[str, Path]) -> Video:
+    stem = path.name if path.is_dir() else path.stem
+    own = _recipe(path)
+    request: dict[str, Any] = {} if own is None else own.settings["request"]
+    first = own is not None and own.settings["pictures"][0]["frame"] == 0
+    made_from = [Path(text) for text in own.images()[:1]] if own is not None and first else []
+    name = next((n for n in sorted(pictures, key=len, reverse=True) if _is_of(stem, n)), "")
+    name = name or next((p.stem for p in made_from if p.stem in pictures), "")
+    reference = pictures.get(name) or (made_from[0] if made_from and not pictures else None)
+    fit: Fit = request["fit"] if request.get("fit") in get_args(Fit) else "cover"
+    start = None if own is None else (float(request["t0"]), float(request["p"]))
+    prompt = str(request.get("prompt", ""))
+    return Video(model, path, name or (reference.stem if reference else stem), reference, fit, prompt, start)
+
+
+def _is_of(stem: str, name: str) -> bool:
+    """`cat_0` is of `cat`, `catfish` is not."""
+    return stem.startswith(name) and not stem[len(name) :][:1].isalnum()
+
+
+def _recipe(path: Path) -> Recipe | None:
+    """What a video of ours tells of its making; None for others'."""
+    try:
+        own = recipe(path)
+    except (SettingsError, ConfigError):
+        return None
+    return own if own.settings["pictures"] and {"t0", "p"} <= own.settings["request"].keys() else None

@@ -1,0 +1,211 @@
+"""`python -m eval VIDEOS`: any maker's videos side by side, empty columns with their reasons, refusals."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from eval import __main__, measured, report
+from eval.clip_network import CLIP
+from eval.flow_networks import Raft
+from eval.networks import NetworkFiles, Networks, open_networks
+from eval.raft.network import LARGE, RAFT, SMALL
+from eval.scores import PAPER, Scores, Switches, asked, columns, score
+from eval.videos import described, found, prompts_of
+from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
+from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
+from i2v.video import write_video
+
+EMPTY = Networks(None, None, None, {}, {})
+
+
+def moving(seed: int = 0, count: int = 4, side: int = 32, step: int = 1) -> np.ndarray:
+    """A texture that travels."""
+    wide = np.random.default_rng(seed).integers(0, 255, (side // 4 + 8, side // 4 + 8, 3), np.uint8)
+    wide = cv2.resize(wide, (side + 32, side + 32), interpolation=cv2.INTER_CUBIC)
+    return np.stack([wide[: side + 0, step * k : step * k + side] for k in range(count)])
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Two models' videos of two pictures, as files and as frames; the pictures, and a prompt for each."""
+    for i, name in enumerate(("cat", "dog")):
+        clip = moving(i)
+        write_video(tmp_path / "ours" / f"{name}_0.png", clip, 8)
+        write_video(tmp_path / "svd" / f"{name}.mp4", moving(i, step=2), 8)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "pictures" / f"{name}.png"), clip[0, ..., ::-1])
+    (tmp_path / "prompts.txt").write_text("a cat runs\na dog sleeps\n")
+    return tmp_path
+
+
+def command(folder: Path, *flags: str) -> list[str]:
+    return [f"{folder}/ours", f"svd={folder}/svd", "--out", f"{folder}/out", "--device", "cpu", *flags]
+
+
+def test_two_models_side_by_side(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = command(models, "--reference", f"{models}/pictures", "--prompts", f"{models}/prompts.txt")
+    assert __main__.main(given) == 0
+    told = capsys.readouterr().out
+    assert "Empty: DoverVQA needs DOVER's weights" in told and "No intervals for ours, svd" in told
+    results = json.loads((models / "out" / "results.json").read_text())
+    assert [(v["model"], v["scene"], v["prompt"]) for v in results["videos"]] == [
+        ("ours", "cat", "a cat runs"), ("ours", "dog", "a dog sleeps"),
+        ("svd", "cat", "a cat runs"), ("svd", "dog", "a dog sleeps"),
+    ]  # fmt: skip
+    ours, _, svd, _ = (v["values"] for v in results["videos"])
+    assert svd["flow_score (DIS)"] > 1.5 * ours["flow_score (DIS)"] > 0
+    assert not {c.name for c in PAPER} & {name for v in results["videos"] for name in v["values"]}
+    assert results["videos"][0]["details"]["flow_score (DIS)"]["network"] == "DIS"
+    page = (models / "out" / "page.html").read_text()
+    assert page.count("data:image/webp") == 6 and "https://" not in page and "<script" not in page
+    assert "Motion against error" in page and "cat: a cat runs" in page and "of different size" not in page
+    before = (models / "out" / "rows.jsonl").read_text()
+    assert __main__.main(given) == 0 and (models / "out" / "rows.jsonl").read_text() == before, "nothing anew"
+    assert __main__.main([*given, "--evalcrafter"]) == 0
+    assert (models / "out" / "rows.jsonl").read_text().count("measured_by") == 8, "other switches, other measurements"
+
+
+def test_the_work_can_be_sent_to_other_processes(models: Path) -> None:
+    (one, *_) = described(found([f"{models}/ours"]), [models / "pictures"], None)
+    work = (one, NetworkFiles(device="cpu"), Switches(), None)
+    assert measured._measure(*pickle.loads(pickle.dumps(work))) == measured._measure(*work)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--interval 95", "--interval 95: needs videos of 6 pictures or more, ours has 2; give more videos, or leave"),
+        ("--interval 30", "expected a percentage from 50"),
+        ("--raft none.pth", "none.pth"),
+        ("--frames 5", "5 frames wanted"),
+        ("--frames 1", "--frames 1: expected 2 or more"),
+        ("--reference nowhere", "nowhere: no pictures there"),
+        ("--prompts none.txt", "--prompts none.txt cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line(flags: str, words: str, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(command(models, *flags.split())) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+
+
+def test_videos_of_differing_length_are_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(models / "svd" / "dog_1.mp4", moving(count=3), 8)
+    assert __main__.main(command(models)) == 2
+    assert "svd/dog_1.mp4 has 3; cut all to 3 frames (--frames 3)" in capsys.readouterr().err
+    assert __main__.main(command(models, "--frames", "3")) == 0
+
+
+def test_what_is_no_video_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given, words in ((["nowhere"], "no such videos, and no such evaluation; known are"), ([], "no videos: python"),
+                         (["a=nowhere"], "nowhere: there is no such file or folder"),
+                         ([str(tmp_path)], "no videos there; they end with .avi")):  # fmt: skip
+        assert __main__.main(given) == 2 and words in capsys.readouterr().err
+
+
+def test_folders_of_several_models(models: Path) -> None:
+    (models / "prompts.txt").unlink()
+    (models / "pictures" / "cat.png").unlink()
+    (models / "pictures" / "dog.png").unlink()
+    assert {name: len(paths) for name, paths in found([str(models)]).items()} == {"ours": 2, "svd": 2}
+    assert list(found([f"{models}/svd/cat.mp4"])) == ["svd"] and list(found([f"{models}/ours/cat_0"])) == ["ours"]
+    write_video(models / "gifs" / "a.gif", moving(), 8)
+    assert [p.name for p in found([str(models / "gifs")])["gifs"]] == ["a.gif"]
+
+
+def test_a_video_of_ours_tells_picture_prompt_and_start(models: Path) -> None:
+    request = {"prompt": "a cat jumps", "t0": 0.8, "p": 0.5, "fit": "stretch"}
+    settings = {"request": request, "preset": "tiny", "run": {}, "versions": {}, "weights": {},
+                "pictures": [{"frame": 0, "file": f"{models}/pictures/cat.png"}]}  # fmt: skip
+    write_video(models / "own" / "clip.mp4", moving(), 8, settings)
+    (one,) = described({"own": [models / "own" / "clip.mp4"]}, [], None)
+    assert (one.prompt, one.start, one.fit, one.scene) == ("a cat jumps", (0.8, 0.5), "stretch", "cat")
+    (other,) = described({"own": [models / "own" / "clip.mp4"]}, [models / "pictures"], models / "prompts.txt")
+    assert (other.prompt, other.scene) == ("a cat runs", "cat")
+
+
+def test_prompts(tmp_path: Path) -> None:
+    (tmp_path / "meta_data.json").write_text('{"a1": {"category": "art", "prompt": "x"}, "b.jpg": "y", "c": 3}')
+    assert prompts_of(tmp_path / "meta_data.json", []) == {"a1": "x", "b": "y"}
+    (tmp_path / "p.txt").write_text("x\n")
+    with pytest.raises(ValueError, match="1 lines for 2 pictures; give a line for each"):
+        prompts_of(tmp_path / "p.txt", ["a", "b"])
+
+
+def test_a_network_that_is_not_the_papers_never_fills_its_columns() -> None:
+    for cfg, side, names in ((SMALL, 256, {"flow_score (RAFT small)", "warping_error (RAFT small)"}),
+                             (LARGE, 128, {"flow_score"})):  # fmt: skip
+        networks = Networks(Raft(RAFT(cfg).eval(), 20), None, None, {}, {})
+        found = score(moving(side=side, count=2), None, "", None, networks)
+        assert names <= set(found.values) and ("flow_score" in found.values) == (cfg == LARGE)
+        paper, others = columns([found])
+        assert not [c for c in others if c.name in ("flow_score", "warping_error")]
+        assert [c.head for c in paper] == ["DoverVQA", "CLIPTemp", "FlowScore", "WarpingError x 10,000"]
+        assert "FlowScore (DIS)" in [c.head for c in others]
+
+
+def test_frames_too_small_for_raft_leave_the_column_empty_and_say_what_to_do() -> None:
+    networks = Networks(Raft(RAFT(LARGE).eval()), None, None, {}, {})
+    found = score(moving(side=120, count=2), None, "", None, networks)
+    assert "120 x 120 pixels, expected at least 128 on each side: give larger" in found.reasons["flow_score"]
+    assert "expected at least 256" in found.reasons["warping_error"]
+
+
+def small_clip() -> CLIP:
+    """Random weights."""
+    image = CLIPVisionModel(CLIPVisionConfig(32, 64, 2, 2, 32, 64, 16, "quick_gelu")).eval()
+    return CLIP(image, CLIPTextModel(CLIPTextConfig(49408, 16, 32, 2, 2, projection_dim=16)).eval(), "small CLIP")
+
+
+def test_evalcrafters_switch_and_a_missing_picture() -> None:
+    networks = Networks(None, None, small_clip(), {}, {})
+    frames = moving(side=64)
+    ours = score(frames, frames[0], "a cat", None, networks)
+    theirs = score(frames, None, "", None, networks, Switches(evalcrafter=True))
+    assert ours.details["clip_temp"]["reference"] == "image"
+    assert ours.details["text_alignment"]["network"] == "small CLIP"
+    assert theirs.details["clip_temp"]["preprocess"] == "evalcrafter" and "text_alignment" not in theirs.reasons
+    assert "none was given; give it" in score(frames, None, "", None, networks).reasons["clip_temp"]
+
+
+def test_the_asked_motion() -> None:
+    assert asked("a red ball moves left over a blue sky") == ("moves left", "")
+    assert asked("a red ball spins counterclockwise over grass") == ("spins counterclockwise", "")
+    assert asked("a fish stays still over grass, the camera pans left") == ("stays still", "the camera pans left")
+    assert asked("a man in a boat") == ("", "")
+
+
+def test_means_have_intervals_from_six_pictures_on() -> None:
+    def of(count: int) -> list[measured.Measured]:
+        video = described({"m": [Path(f"clip{k}.mp4") for k in range(count)]}, [], None)
+        return [measured.Measured(v, (4, 8, 8), Scores({"dover_vqa": 0.1 * k})) for k, v in enumerate(video)]
+
+    column = PAPER[0]
+    assert report.mean_cell(of(5), column, None) == "0.2000" and "[" in report.mean_cell(of(6), column, None)
+    assert "[" in report.mean_cell(of(5), column, 90)
+    assert report.mean_cell(of(0), column, None) == "-"
+
+
+def test_paper_rows_stand_below_the_row_of_their_name() -> None:
+    found = of_two_models()
+    one = report.Report("T", "", Path(), {}, EMPTY, paper={"svd": {"flow_score": 0.6883}, "pika": {"flow_score": 0.1}})
+    rows = report._rows(one, report.by_model(found), PAPER, True)
+    assert [r[0] for r in rows] == ["ours", "svd", "svd (the paper's)", "pika (the paper's)"]
+    assert rows[2][-2] == "0.6883" and rows[2][2] == "-"
+    assert len(report._rows(one, report.by_model(found), PAPER, False)) == 2
+
+
+def of_two_models() -> list[measured.Measured]:
+    videos = described({"ours": [Path("a.mp4")], "svd": [Path("a.mp4")]}, [], None)
+    return [measured.Measured(v, (4, 8, 8), Scores()) for v in videos]
+
+
+def test_networks_are_opened_once(tmp_path: Path) -> None:
+    files = NetworkFiles(device="cpu")
+    assert open_networks(files) is open_networks(files) and open_networks(files).names == {}
