@@ -69,6 +69,23 @@ class EncodedClips:
         """(clips, F, C, h, w) the likeliest latents; memory-mapped when these are all clips of the cache."""
         return self.mean if np.array_equal(self.rows, np.arange(len(self.mean))) else self.mean[self.rows]
 
+    @property
+    def about(self) -> list[str]:
+        """What a set of other pictures differs in."""
+        return [self.identity, hashlib.sha256(self.rows.tobytes()).hexdigest()]
+
+    def first_frame(self, index: int) -> NDArray[np.uint8]:
+        """(H, W, 3) as it was read."""
+        return np.array(self.first[self.rows[index]])
+
+    def subset(self, indices: Sequence[int]) -> EncodedClips:
+        """These clips alone."""
+        kept = list(indices)
+        texts = [self.captions[k] for k in kept], [self.names[k] for k in kept]
+        return EncodedClips(
+            self.mean, self.std, self.first, self.rows[np.asarray(kept, np.int64)], *texts, self.dropped, self.identity
+        )
+
     def clip(self, index: int, frames: slice | list[int], sample: int | None = None, seed: int = 0) -> Tensor:
         """(len(frames), C, h, w) float32: the mean, or with `sample` a draw by (seed, sample) from the posterior."""
         mean = torch.from_numpy(np.array(self.mean[self.rows[index]][frames], np.float32))

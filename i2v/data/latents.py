@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -66,10 +67,19 @@ class WorldLatents:
         """(len(frames), C, h, w) float32."""
         return torch.from_numpy(np.array(self.latents[index][frames], np.float32))
 
-    def pictures(self) -> Iterator[Tensor]:
+    @property
+    def about(self) -> list[str]:
+        """What a set of other pictures differs in."""
+        return [repr(self.world), self.split, self.style, str(self.size)]
+
+    def first_frame(self, index: int) -> NDArray[np.uint8]:
+        """(size, size, 3) as it was drawn."""
+        return styled_clip(self.world, self.split, 1, self.size, self.style, index).frames[0]
+
+    def pictures(self, size: int) -> Iterator[Tensor]:
         """Every clip's first frame, drawn again, as CLIP's normalised input (3, size, size)."""
-        for clip in drawn(partial(styled_clip, self.world, self.split, 1, self.size, self.style), len(self)):
-            yield clip_pixels(clip.frames[0], self.size)[0]
+        for clip in _drawn(partial(styled_clip, self.world, self.split, 1, self.size, self.style), len(self)):
+            yield clip_pixels(clip.frames[0], size)[0]
 
 
 def cores() -> int:

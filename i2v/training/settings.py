@@ -9,10 +9,14 @@ from typing import Any, Literal
 
 from i2v import config
 from i2v.config import ConfigError, flag
+from i2v.data.filters import FILTERS
 from i2v.data.styles import STYLES
 from i2v.data.world import WORLDS
 
-FREE = {"out", "cache", "device", "threads", "log_every", "validate_every", "save_every", "allow_change"}
+# what may differ when a run is gone on with: it is of no effect on the weights, or only through the machine
+FREE = {"out", "cache", "device", "threads", "workers", "log_every", "validate_every", "save_every",
+        "keep_checkpoints", "clips_made", "report", "allow_change"}  # fmt: skip
+REPORTS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -21,18 +25,33 @@ class Training:
     `--recipe FOLDER` instead of all these runs the stages of a whole model (see `--recipe FOLDER --help`)."""
 
     out: Path = flag(Path("runs/train"), "folder of the run: config, log, checkpoints, finished weights")
+    # what the networks are
     init: Path = flag(Path("weights/tiny"), "folder of parts to start from; one that is not there starts at random")
     parts: tuple[str, ...] = flag(("motion", "ip_adapter", "i2v_adapter"), "what is added to the UNet; controlnet: one "
                                   "for canny edges; none: nothing")  # fmt: skip
     train: tuple[str, ...] = flag(("i2v_adapter.*",), "name patterns of the trained tensors; each must match something")
-    lora: int = flag(0, "rank; > 0 trains low-rank changes (LoRA) of the UNet's layers that --train names instead")
+    lora: int = flag(0, "rank; > 0 trains low-rank changes (LoRA) of the layers that --train names instead")
+    # what they learn from
+    data: Path | None = flag(None, "your clips: a folder, a clip, a csv, tsv or jsonl table; not given: the world")
+    fps: float | None = flag(None, "frames a second of --data; not given: the clips' own")
+    stride: int = flag(1, "take every N-th of these frames")
+    height: int = flag(64, "of --data's frames in pixels")
+    width: int = flag(64, "likewise")
+    keep: tuple[str, ...] = flag((), f"filters that are switched off for --data: {', '.join(FILTERS)}")
+    draws: int = flag(1, "clips from each file of --data, with starts of their own")
+    hold_out: float = flag(0.05, "share of --data's files that is kept for validation")
     world: str = flag("level_1", "level of the procedural world")
     style: str = flag("", "draw the world in a style: pastel, night; empty: as it is")
     clips: int = flag(16000, "clips drawn and encoded once, then reused")
     cache: Path = flag(Path("runs/tiny/latents"), "folder of the encoded clips")
     num_frames: int = flag(16, "frames per training clip; 1 trains on single pictures")
     clean_first: bool = flag(True, "keep the first frame free of noise and out of the loss (the paper's training)")
-    batch: int = flag(8, "clips per step")
+    known_noise: float = flag(0.0, "standard deviation of noise added to that first frame (a choice; paper: 0)")
+    drop_text: float = flag(0.1, "probability that a caption becomes empty (a choice; the paper gives none)")
+    drop_image: float = flag(0.1, "probability that the picture becomes zero pixels, a grey one (likewise)")
+    # how
+    batch: int = flag(8, "clips per step, of all processes together")
+    micro_batch: int = flag(0, "clips that go through the network at once, gradients add up; 0: all of a process")
     steps: int = flag(2000, "optimizer steps")
     lr: float = flag(1e-4, "peak learning rate (paper: 1e-4)")
     warmup: int = flag(0, "steps of linear warm-up")
@@ -44,16 +63,23 @@ class Training:
     prediction: Literal["v", "epsilon", "sample"] | None = flag(
         None, "what the network predicts; not given: what --init was trained for, v for a new one"
     )
+    zero_snr: bool = flag(False, "noise schedule whose last step is noise alone (2305.08891); not with epsilon")
     min_snr: float = flag(0.0, "gamma of the min-SNR weight (2303.09556; 5 is usual); 0: no weight")
-    drop_text: float = flag(0.1, "probability that a caption becomes empty (a choice; the paper gives none)")
-    drop_image: float = flag(0.1, "probability that the picture becomes zero pixels, a grey one (likewise)")
     device: str = flag("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1")
-    dtype: Literal["float32", "bfloat16"] = flag("bfloat16", "compute type of the forward pass; weights stay float32")
+    dtype: Literal["float32", "bfloat16", "float16"] = flag(
+        "bfloat16", "compute type of the forward pass; trained weights stay float32"
+    )
+    checkpointing: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
     threads: int = flag(0, "CPU threads, 0 = PyTorch's choice")
+    workers: int | None = flag(None, "threads that prepare batches ahead; not given: 8 on a GPU, none on a CPU")
     seed: int = flag(0, "seed of initial weights, noise, timesteps and clip order")
+    # what is seen of it, and kept
     log_every: int = flag(20, "steps between log lines")
     validate_every: int = flag(250, "steps between validations")
+    clips_made: int = flag(2, "videos made at each validation, from fixed pictures and seeds; 0: none")
+    report: tuple[str, ...] = flag((), f"also log there, if it is installed: {', '.join(REPORTS)}")
     save_every: int = flag(250, "steps between checkpoints")
+    keep_checkpoints: int = flag(2, "how many checkpoints are kept")
     allow_change: tuple[str, ...] = flag((), "settings that may differ from those of the run that is gone on with")
 
     def __post_init__(self) -> None:
@@ -61,11 +87,31 @@ class Training:
             raise ConfigError(f"--world {self.world!r} is not one of {', '.join(WORLDS)}")
         if self.style and self.style not in STYLES:
             raise ConfigError(f"--style {self.style!r} is not one of {', '.join(STYLES)}")
-        for name in ("clips", "num_frames", "batch", "steps", "log_every", "validate_every", "save_every"):
+        for name in ("clips", "num_frames", "batch", "steps", "log_every", "validate_every", "save_every",
+                     "keep_checkpoints", "stride", "draws", "height", "width"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        if self.lora < 0 or self.min_snr < 0:
-            raise ConfigError(f"--lora {self.lora} and --min-snr {self.min_snr}: expected 0 or more")
+        for name in ("lora", "min_snr", "known_noise", "micro_batch", "clips_made"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
+        if unknown := sorted(set(self.report) - set(REPORTS)):
+            raise ConfigError(f"--report {unknown[0]}: expected {' or '.join(REPORTS)}")
+        for name in ("drop_text", "drop_image", "hold_out"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
+        if self.checkpointing and self.lora:
+            raise ConfigError(
+                "--checkpointing with --lora: not both, the layers' changed weights last one forward pass"
+            )
+
+
+def allowed_changes(cfg: Training) -> set[str]:
+    """The settings that `--allow-change` names. Raises ConfigError for one that does not exist."""
+    known = [f.name for f in fields(Training)]
+    allowed = {name.replace("-", "_") for value in cfg.allow_change for name in value.split(",")}
+    if unknown := sorted(allowed - set(known)):
+        raise ConfigError(f"--allow-change {unknown[0]}: there is no such setting; they are {', '.join(known)}")
+    return allowed
 
 
 def refuse_changes(cfg: Training, before: Mapping[str, Any], where: Path) -> None:
@@ -73,10 +119,7 @@ def refuse_changes(cfg: Training, before: Mapping[str, Any], where: Path) -> Non
 
     Raises ConfigError with a line for each setting that differs and that `--allow-change` does not name.
     """
-    known = [f.name for f in fields(Training)]
-    allowed = {name.replace("-", "_") for value in cfg.allow_change for name in value.split(",")}
-    if unknown := sorted(allowed - set(known)):
-        raise ConfigError(f"--allow-change {unknown[0]}: there is no such setting; they are {', '.join(known)}")
+    allowed = allowed_changes(cfg)
     now, fresh = config.to_dict(cfg), config.to_dict(Training())
     changed = {k: (before.get(k, fresh[k]), v) for k, v in now.items() if before.get(k, fresh[k]) != v}
     refused = {k: pair for k, pair in changed.items() if k not in FREE | allowed}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,37 +13,45 @@ from torch import Tensor, nn
 from i2v import config
 from i2v.config import ConfigError
 from i2v.training import checkpoint
+from i2v.training.clips import RunClips
 from i2v.training.ema import EMA
 from i2v.training.optim import optimizer_tensors, restore_optimizer
-from i2v.training.settings import Training, refuse_changes
+from i2v.training.settings import Training, allowed_changes, refuse_changes
 
 
 @dataclass
 class State:
-    """Trained tensors by name, optimizer, moving average; steps and seconds so far."""
+    """Trained tensors by name, optimizer, gradient scaler, moving average; steps and seconds so far.
+
+    processes: how many train together. clips: identity and quarantine of the user's clips, filled by `note_clips`.
+    """
 
     cfg: Training
     trained: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     ema: EMA
+    scaler: torch.amp.GradScaler
+    processes: int = 1
     step: int = 0
     seconds: float = 0.0
+    clips: dict[str, Any] = field(default_factory=dict)
 
     def save(self) -> None:
-        """A checkpoint in `--out`; older ones but one are deleted."""
+        """A checkpoint in `--out`; all but the newest `--keep-checkpoints` are deleted."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.trained.items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
         tensors |= {f"optim.{k}": v for k, v in optimizer_tensors(self.optimizer, self.trained).items()}
-        facts = {"seconds": self.seconds, "config": config.to_dict(self.cfg)}
-        checkpoint.save(self.cfg.out, self.step, tensors, facts)
+        facts = {"seconds": self.seconds, "processes": self.processes, "config": config.to_dict(self.cfg)}
+        facts |= {"scaler": self.scaler.state_dict(), "clips": self.clips}
+        checkpoint.save(self.cfg.out, self.step, tensors, facts, keep=self.cfg.keep_checkpoints)
 
-    def resume(self) -> Path | None:
-        """Take everything over from the newest whole checkpoint in `--out`, if there is one; returns it.
+    def resume(self, writes: bool = True) -> str:
+        """Take everything over from the newest whole checkpoint in `--out`, if there is one; returns words for people.
 
-        Log lines of later steps, which are run again, are dropped. Raises ConfigError where the checkpoint trained
-        other tensors or with other settings.
+        Log lines of later steps, which are run again, are dropped (by the process that `writes`). Raises ConfigError
+        where the checkpoint trained other tensors or with other settings.
         """
-        out = self.cfg.out
+        out, words = self.cfg.out, ""
         if (found := checkpoint.latest(out)) is not None:
             tensors, facts = checkpoint.load(found)
             if {k[6:] for k in tensors if k.startswith("model.")} != self.trained.keys():
@@ -55,27 +63,27 @@ class State:
             self.ema.shadow = {k: tensors[f"ema.{k}"].to(v.device) for k, v in self.trained.items()}
             optimizer = {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")}
             restore_optimizer(self.optimizer, self.trained, optimizer)
+            if self.scaler.is_enabled() and facts.get("scaler"):
+                self.scaler.load_state_dict(facts["scaler"])
             self.step, self.seconds, self.ema.updates = facts["step"], facts["seconds"], facts["step"]
+            self.clips = facts.get("clips", {})
+            words = f"going on from {found}"
+            if (before := facts.get("processes", 1)) != self.processes:
+                words += (f"\nmade by {before} processes, now {self.processes} go on: the same samples, sums rounded in "
+                          "another order")  # fmt: skip
         path = out / "log.jsonl"
         lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        config.write_text(path, "".join(f"{line}\n" for line in kept))
-        return found
+        kept = [line for line in lines if found is not None and json.loads(line)["step"] <= self.step]
+        if writes:
+            config.write_text(path, "".join(f"{line}\n" for line in kept))
+        return words
 
-
-class Silent:
-    """Trained tensors that no gradient has reached yet; `check()` after each backward pass.
-
-    What starts behind a zero (W_Q' behind W_O') gets its first gradient in the second step, so ten are waited for.
-    """
-
-    def __init__(self, trained: Mapping[str, nn.Parameter], steps: int = 10) -> None:
-        self.tensors, self.left = dict(trained), steps
-
-    def check(self) -> list[str]:
-        """Names of the tensors that are still without a gradient, told once after the last of the steps."""
-        if not self.left:
-            return []
-        self.left -= 1
-        self.tensors = {k: p for k, p in self.tensors.items() if p.grad is None or not p.grad.any()}
-        return [] if self.left else list(self.tensors)
+    def note_clips(self, clips: RunClips) -> None:
+        """Remember which clips these are. Raises ConfigError where a run that goes on had others."""
+        before = self.clips.get("identity", clips.identity)
+        if before != clips.identity and "data" not in allowed_changes(self.cfg):
+            raise ConfigError(
+                f"--data {self.cfg.data}: the clips or captions are others than when this run began; take another "
+                "--out for a new run, or go on with --allow-change data"
+            )
+        self.clips = {"identity": clips.identity, "quarantine": clips.dropped or []}

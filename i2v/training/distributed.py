@@ -1,0 +1,111 @@
+"""Several processes, one training: `torchrun --nproc-per-node 2 train.py ...`. Alone, all of this does nothing.
+
+Each process takes its own samples of every step, and the gradients are averaged by PyTorch's DistributedDataParallel.
+What a sample shows is a function of its number in the whole run, so the number of processes changes rounding alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from i2v.config import ConfigError
+from i2v.device import pick_device
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number and how many there are."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """The one that logs, validates and saves."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """The device of the setting; with "auto", each process of a machine takes a GPU of its own."""
+        if name == "auto" and self.count > 1 and torch.cuda.is_available():
+            return pick_device(f"cuda:{self.local_rank}")
+        return pick_device(name)
+
+    def share(self, batch: int) -> int:
+        """Clips of a step that this process takes. Raises ConfigError where they do not split evenly."""
+        if batch % self.count:
+            raise ConfigError(f"--batch {batch} does not split over {self.count} processes; take a multiple of it")
+        return batch // self.count
+
+    @contextmanager
+    def first_one_first(self) -> Iterator[None]:
+        """What is written once and read by all: the first process goes ahead, the others wait for it."""
+        if self.count > 1 and not self.first:
+            dist.barrier()
+        yield
+        if self.count > 1 and self.first:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in some process: a signal may reach one of them alone."""
+        if self.count == 1:
+            return flag
+        told = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self.count > 1:
+            dist.all_reduce(value)
+            value /= self.count
+        return value
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """Joins the processes that torchrun started; without it there is one."""
+    if not dist.is_torchelastic_launched():
+        yield Processes()
+        return
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), local_rank)
+    finally:
+        dist.destroy_process_group()
+
+
+class Losses(nn.Module):
+    """A loss function as a module, so that DistributedDataParallel sees when it is computed, and what is trained."""
+
+    def __init__(self, loss_of: Callable[..., Tensor], trained: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(trained)
+        self.loss_of = loss_of
+
+    def forward(self, *arguments: object) -> Tensor:
+        return self.loss_of(*arguments)
+
+
+def in_parallel(
+    loss_of: Callable[..., Tensor], trained: list[nn.Parameter], run: Processes
+) -> tuple[Callable[..., Tensor], Callable[[bool], AbstractContextManager[object]]]:
+    """The loss function whose backward pass averages the gradients over the processes, and a context for a batch in
+    parts: `with whole(last):` averages only after the last part."""
+    if run.count == 1:
+        return loss_of, lambda last: torch.enable_grad()
+    # some tensor may be out of this loss's reach; `Silent` tells it instead of an error here
+    module = DistributedDataParallel(Losses(loss_of, trained), find_unused_parameters=True)
+    return module, lambda last: torch.enable_grad() if last else module.no_sync()

@@ -1,0 +1,109 @@
+"""What is measured while training goes on: the loss at fixed timesteps and noise, and videos of fixed pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from i2v.data.world import WORLDS, WorldConfig
+from i2v.device import DTYPES
+from i2v.training.batches import Batch, Batches
+from i2v.training.clips import RunClips
+from i2v.training.networks import Networks
+from i2v.training.settings import Training
+from i2v.video import write_video
+
+TIMESTEPS = (200, 400, 600, 800, 950)
+MOST = 32  # clips that the loss is measured on
+LossOf = Callable[[Training, Networks, Batch], Tensor]
+
+
+def held_out(cfg: Training, networks: Networks, clips: RunClips) -> Batches:
+    """What `validate` measures on: the same for every run on these clips, nothing dropped."""
+    return Batches(replace(cfg, drop_text=0.0, drop_image=0.0, seed=1, workers=0), clips.held_out, networks)
+
+
+def other_motion(world: WorldConfig, caption: str, turn: int) -> str:
+    """The caption with another motion of the world in its place; `turn` picks which."""
+    (now,) = (m for m in world.motions if m in caption)
+    others = [m for m in world.motions if m != now]
+    return caption.replace(now, others[turn % len(others)])
+
+
+def others(cfg: Training, captions: list[str]) -> list[str] | None:
+    """Captions that are wrong: with another motion of the world, or those of other clips; None where all are alike."""
+    if cfg.data is None:
+        return [other_motion(WORLDS[cfg.world], caption, k) for k, caption in enumerate(captions)]
+    turned = captions[1:] + captions[:1]
+    return None if set(captions) == {captions[0]} else turned
+
+
+@torch.no_grad()
+def validate(cfg: Training, networks: Networks, data: Batches, loss_of: LossOf) -> dict[str, float]:
+    """`val_T`: the loss at timestep T. `gap_T`: how much worse it is under a caption that asks for something else, the
+    first sign that words move the picture (0 = what the caption says is ignored)."""
+    row: dict[str, float] = {}
+    batch = data.draw(0, min(MOST, len(data.data)))
+    wrong_captions = others(cfg, batch.captions) if cfg.num_frames > 1 else None
+    size = cfg.micro_batch or cfg.batch
+    for t in TIMESTEPS:
+        at = replace(batch, timesteps=torch.full_like(batch.timesteps, t))
+        right = losses_of(cfg, networks, at, loss_of, size)
+        row[f"val_{t}"] = float(right.mean())
+        if wrong_captions is not None:
+            wrong = losses_of(cfg, networks, replace(at, captions=wrong_captions), loss_of, size)
+            row[f"gap_{t}"] = float((wrong / right).mean() - 1)
+    return row
+
+
+def losses_of(cfg: Training, networks: Networks, batch: Batch, loss_of: LossOf, size: int) -> Tensor:
+    """`loss_of`, at most `size` clips at once: validation needs no more memory than a step."""
+    return torch.cat([loss_of(cfg, networks, part) for part in batch.parts(size)])
+
+
+def mean_loss(row: Mapping[str, float]) -> float:
+    """Of all timesteps that `validate` measured."""
+    return sum(value for name, value in row.items() if name.startswith("val_")) / len(TIMESTEPS)
+
+
+@torch.no_grad()
+def make_videos(
+    cfg: Training, networks: Networks, data: Batches, values: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter],
+    step: int,
+) -> dict[str, float]:  # fmt: skip
+    """Videos of the first held-out pictures under their captions, by the moving average `values`, as sample.py makes
+    them, in `--out`/clips; the seeds are the same each time.
+
+    Returns `nearer`, the squared error of the frames 2..l against the true clip, as a share of the error of repeating
+    frame 1: below 1 the video is nearer to the truth than the still picture. Nothing for networks that sample.py cannot
+    run yet.
+    """
+    count = min(cfg.clips_made, len(data.data))
+    if not count or cfg.num_frames == 1 or not networks.can_sample:
+        return {}
+    shares = []
+    kept = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    try:
+        for name, parameter in trained.items():
+            parameter.copy_(values[name])
+        with networks.pipeline() as pipe:
+            for number in range(count):
+                true = data.latents_of(number)[None].to(networks.device)
+                caption = data.data.captions[number]
+                picture = data.data.first_frame(number)
+                with torch.autocast(networks.device.type, DTYPES[cfg.dtype], enabled=cfg.dtype != "float32"):
+                    result = pipe(picture, caption, seed=number, num_frames=cfg.num_frames, height=picture.shape[0],
+                                  width=picture.shape[1])  # fmt: skip
+                    truth = pipe.decode(true)
+                    made = torch.from_numpy(result.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+                write_video(cfg.out / "clips" / f"step-{step:06d}-{number}.webp", result.frames, result.fps,
+                            result.settings | {"step": step}, overwrite=True)  # fmt: skip
+                still = (truth[1:] - truth[:1]).square().mean()
+                shares.append(float((truth[1:] - made[1:]).square().mean() / still.clamp(min=1e-6)))
+    finally:
+        for name, parameter in trained.items():
+            parameter.copy_(kept[name])
+    return {"nearer": sum(shares) / len(shares)}
