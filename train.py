@@ -31,6 +31,7 @@ from i2v.training.clips import open_clips
 from i2v.training.distributed import Processes, in_parallel, processes
 from i2v.training.ema import EMA
 from i2v.training.miniature import build_miniature
+from i2v.training.muon import Muon
 from i2v.training.networks import Networks
 from i2v.training.optim import learning_rate
 from i2v.training.recompute import recompute_blocks
@@ -53,7 +54,7 @@ def loss_of(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
     noisy = torch.where(known[:, None, None, None], clean, noisy)
     with torch.autocast(batch.latents.device.type, DTYPES[cfg.dtype], enabled=cfg.dtype != "float32"):
         told = networks.condition(batch.captions, batch.image_features)
-        prediction = networks.predict(noisy.flatten(0, 1), batch.timesteps, told, frames)
+        prediction = networks.predict(noisy.flatten(0, 1), batch.timesteps, told, frames, batch.edges)
     target = networks.schedule.target(batch.latents, batch.noise, batch.timesteps)
     return denoising_loss(prediction.float().unflatten(0, (-1, frames)), target, known)
 
@@ -61,6 +62,13 @@ def loss_of(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
 def build(cfg: Training) -> Networks:
     """The frozen networks and what is added to them."""
     return build_miniature(cfg.init, cfg.parts, cfg.seed, cfg.prediction, cfg.zero_snr)
+
+
+def make_optimizer(cfg: Training, trained: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW as in Sec. 4.1, or Muon."""
+    if cfg.optimizer == "muon":
+        return Muon(trained, cfg.lr, cfg.weight_decay)
+    return torch.optim.AdamW(trained.values(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
 
 def train(cfg: Training, run: Processes) -> int:
@@ -75,7 +83,7 @@ def train(cfg: Training, run: Processes) -> int:
     trained = trained_tensors(cfg, networks)  # before the clips: a wrong pattern is told at once
     if cfg.checkpointing:
         recompute_blocks(networks.unet)
-    optimizer = torch.optim.AdamW(trained.values(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+    optimizer = make_optimizer(cfg, trained)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.dtype == "float16")  # float16 alone can underflow
     cfg.out.mkdir(parents=True, exist_ok=True)
     state = State(cfg, trained, optimizer, EMA(trained, cfg.ema), scaler, run.count)

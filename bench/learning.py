@@ -32,10 +32,12 @@ from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
 from i2v.diffusion.losses import min_snr_weight
 from i2v.training.batches import Batch, Batches
+from i2v.training.miniature import build_miniature
 from i2v.training.muon import Muon
 from i2v.training.networks import Networks
 from i2v.training.optim import learning_rate
 from i2v.training.settings import Training
+from i2v.training.validation import other_motion
 
 BUCKETS = (200, 400, 600, 800, 950)
 
@@ -118,7 +120,7 @@ def run(bench: Benchmark, name: str, seed: int, data: WorldLatents, held_out: Wo
     """Train one arm; its row of the results."""
     arm = ARMS[name]
     cfg = settings(bench, arm, arm.stages[-1], seed)
-    networks = Networks.build(bare(bench), cfg.parts, seed, arm.prediction, arm.width)
+    networks = build_miniature(bare(bench), cfg.parts, seed, arm.prediction, width=arm.width)
     steps, frames, sample = 0, 0, 0
     since: list[float] = []
     for stage in arm.stages:
@@ -157,7 +159,7 @@ def measure(cfg: Training, networks: Networks, held_out: WorldLatents) -> dict[s
     """Errors of x_0 by timestep and the caption's share in it, on 32 unseen clips."""
     fixed = replace(cfg, drop_text=0.0, drop_image=0.0, seed=1)
     batch = Batches(fixed, held_out, networks).draw(0, 32)
-    others = [train.other_motion(WORLDS[cfg.world], caption, k) for k, caption in enumerate(batch.captions)]
+    others = [other_motion(WORLDS[cfg.world], caption, k) for k, caption in enumerate(batch.captions)]
 
     def error(captions: list[str], t: int) -> Tensor:
         at = torch.full_like(batch.timesteps, t)
@@ -181,7 +183,7 @@ def x0_error(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
     if cfg.clean_first:
         noisy[:, 0] = batch.latents[:, 0]
     with torch.autocast("cpu", torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
-        context, _ = networks.condition(batch.captions, None)
+        context = networks.condition(batch.captions, None).context
         prediction = networks.unet(noisy.flatten(0, 1), batch.timesteps, context, num_frames=frames)
     x0 = networks.schedule.to_x0(prediction.float().unflatten(0, (-1, frames)), noisy, batch.timesteps)
     return (x0 - batch.latents)[:, 1:].square().flatten(1).mean(1)
@@ -218,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
     if not bench.table:
         bench.out.mkdir(parents=True, exist_ok=True)
-        first = Networks.build(bare(bench), (), 0)
+        first = build_miniature(bare(bench), (), 0)
         data = first.encoded_world(bench.cache, "level_1", "train", bench.clips)
         held_out = first.encoded_world(bench.cache, "level_1", "val", 64)
         for seed in bench.seeds:

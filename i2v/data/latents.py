@@ -78,7 +78,7 @@ class WorldLatents:
 
     def pictures(self, size: int) -> Iterator[Tensor]:
         """Every clip's first frame, drawn again, as CLIP's normalised input (3, size, size)."""
-        for clip in _drawn(partial(styled_clip, self.world, self.split, 1, self.size, self.style), len(self)):
+        for clip in drawn(partial(styled_clip, self.world, self.split, 1, self.size, self.style), len(self)):
             yield clip_pixels(clip.frames[0], size)[0]
 
 

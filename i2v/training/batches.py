@@ -14,6 +14,8 @@ from torch import Tensor
 
 from i2v import noise
 from i2v.data.cache import EncodedClips
+from i2v.data.edges import as_maps, edges_of
+from i2v.data.latents import WorldLatents
 from i2v.training.networks import Clips, Networks
 from i2v.training.settings import Training
 
@@ -28,12 +30,14 @@ class Batch:
     captions: list[str]
     image_features: Tensor | None  # (B, ...) what CLIP sees in the first frame: for the Content-Adapter
 
+    edges: Tensor | None = None  # (B, F, 3, H, W) 0 or 1: for a ControlNet
+
     def __len__(self) -> int:
         return len(self.captions)
 
     def parts(self, size: int) -> list[Batch]:
         """The same clips in batches of at most `size`."""
-        images = self.image_features
+        images, edges = self.image_features, self.edges
         return [
             Batch(
                 self.latents[at : at + size],
@@ -41,6 +45,7 @@ class Batch:
                 self.timesteps[at : at + size],
                 self.captions[at : at + size],
                 None if images is None else images[at : at + size],
+                None if edges is None else edges[at : at + size],
             )
             for at in range(0, len(self), size)
         ]
@@ -53,6 +58,7 @@ class Batches:
         self.cfg, self.data, self.device = cfg, data, networks.device
         self.timesteps = networks.schedule.num_train_timesteps
         self.features = networks.image_features(data, cfg.cache) if "ip_adapter" in cfg.parts else None
+        self.edges = edges_of(data, cfg.cache) if "controlnet" in cfg.parts and isinstance(data, WorldLatents) else None
         on_gpu = self.device.type != "cpu"
         self.threads = (THREADS if on_gpu else 0) if cfg.workers is None else cfg.workers
         self.latents: Tensor | None = None
@@ -78,12 +84,16 @@ class Batches:
         if self.features is not None:  # the last row is the zero picture's
             shown = [clip if keep >= cfg.drop_image else -1 for clip, (*_, keep) in zip(clips, picks)]
             features = self._there(self.features[shown])
+        edges = None
+        if self.edges is not None:
+            edges = self._there(torch.from_numpy(as_maps(self.edges[np.array(clips)[:, None], np.array(frames)])))
         return Batch(
             latents,
             self._there(noise.normal(cfg.seed, "train", samples, 0, tuple(latents.shape[1:]))),
             self._there(torch.tensor([int(g * self.timesteps) for g in golden])),
             [data.captions[clip] if keep >= cfg.drop_text else "" for clip, (_, _, keep, _) in zip(clips, picks)],
             features,
+            edges,
         )
 
     def latents_of(self, clip: int) -> Tensor:

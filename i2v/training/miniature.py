@@ -15,6 +15,7 @@ from i2v.config import ConfigError
 from i2v.diffusion.schedule import Schedule
 from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.controlnet import controlnet_from
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import IPAdapterConfig, add_ip_adapter, image_projection
 from i2v.models.motion import MotionConfig, add_motion_modules
@@ -66,8 +67,9 @@ def _build(init: Path, parts: Sequence[str], width: int | None) -> Networks:
     for name, what in needed.items():
         if not (init / name).is_file():
             raise ConfigError(f"--init {init} has no {name}, {what}; weights/tiny has them all")
-    if unknown := set(parts) - {"motion", "ip_adapter", "i2v_adapter", "none"}:
-        raise ConfigError(f"--parts {unknown.pop()!r}: expected some of motion, ip_adapter, i2v_adapter, or none")
+    if unknown := set(parts) - {"motion", "ip_adapter", "i2v_adapter", "controlnet", "none"}:
+        known = "motion, ip_adapter, i2v_adapter, controlnet, or none"
+        raise ConfigError(f"--parts {unknown.pop()!r}: expected some of {known}")
     vae_file = load.header(init / "vae.safetensors")
     vae = VAE(vae_file.config)
     vae.load_state_dict(_float32(vae_file.tensors()))
@@ -124,6 +126,11 @@ def _build(init: Path, parts: Sequence[str], width: int | None) -> Networks:
                 module.load_state_dict(mine)
             if tensors:
                 raise ValueError(f"{file.path} has no place for {next(iter(tensors))}")
+    controlnet = None
+    if "controlnet" in parts:  # always begun anew, as a copy of the base
+        controlnet = controlnet_from(unet, _hint_channels(unet_config, vae_file.config.factor))
+        configs["controlnet"] = controlnet.cfg
+        added["controlnet"] = dict(controlnet.named_children())
     trained_for = stored("unet")
     schedule = TINY_SCHEDULE
     if trained_for is not None and "schedule" in trained_for.metadata:
@@ -144,6 +151,7 @@ def _build(init: Path, parts: Sequence[str], width: int | None) -> Networks:
         configs,
         schedule,
         init,
+        controlnet=controlnet,
         stored_schedule=schedule if trained_for is not None else None,
     )
 
@@ -160,6 +168,11 @@ def changed_schedule(schedule: Schedule, prediction: Prediction | None, zero_snr
         )
     except ValueError as error:
         raise ConfigError(f"--zero-snr: {error}") from None
+
+
+def _hint_channels(unet: UNetConfig, factor: int) -> tuple[int, ...]:
+    """Of a ControlNet for pictures of `factor` pixels per latent: one halving each, never wider than the UNet."""
+    return tuple(min(16 * 2**i, unet.channels[0]) for i in range(factor.bit_length()))
 
 
 def _float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from i2v import load
 from i2v.config import ConfigError
+from i2v.control import CANNY
 from i2v.data.cache import EncodedClips
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
@@ -26,6 +27,7 @@ from i2v.diffusion.schedule import Schedule
 from i2v.lora import base_of
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention
 from i2v.models.lora import TrainedLoRA
@@ -72,6 +74,7 @@ class Networks:
     schedule: Schedule
     init: Path
     stored_schedule: Schedule | None = None  # of the files that it started from
+    controlnet: ControlNet | None = None
     lora: TrainedLoRA | None = None
     ids: dict[str, Tensor] = field(default_factory=dict)  # caption -> symbols, so that each is cut into them once
 
@@ -125,14 +128,21 @@ class Networks:
             raise ConfigError(f"--lora: {error}") from None
         return {f"lora.{k}": v for k, v in self.lora.parameters.items()}
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, told: Conditions, num_frames: int) -> Tensor:
-        """The UNet's prediction (B*F, C, h, w), with the LoRA that is trained.
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, told: Conditions, num_frames: int, edges: Tensor | None = None
+    ) -> Tensor:
+        """The UNet's prediction (B*F, C, h, w), with the LoRA or the ControlNet that is trained.
 
-        noisy (B*F, C, h, w), frame fastest; timesteps (B,) or (B*F,).
+        noisy (B*F, C, h, w), frame fastest; timesteps (B,) or (B*F,); edges (B, F, 3, H, W), 0 or 1: the ControlNet's
+        pictures.
         """
+        control = None
+        if self.controlnet is not None and edges is not None:
+            hint = self.controlnet.hint(edges.flatten(0, 1))
+            control = self.controlnet(noisy, timesteps, told.context, hint, num_frames=num_frames)
         return (self.lora or self.unet)(
             noisy, timesteps, told.context, num_frames=num_frames, image_tokens=told.image_tokens, pooled=told.pooled,
-            size_ids=told.size_ids,
+            size_ids=told.size_ids, control=control,
         )  # fmt: skip
 
     def condition(self, captions: Sequence[str], image_features: Tensor | None) -> Conditions:

@@ -55,9 +55,8 @@ class Report:
     def compared(self, loss: float) -> str:
         """A validation loss beside that before the first step, in words."""
         told = f"validation loss {loss:.4f}"
-        start: dict[str, float] = next(
-            (json.loads(line) for line in (self.out / "log.jsonl").open(encoding="utf-8")), {}
-        )
+        with (self.out / "log.jsonl").open(encoding="utf-8") as log:
+            start: dict[str, float] = next((json.loads(line) for line in log), {})
         if not any(name.startswith("val_") for name in start):
             return told
         before = mean_loss(start)

@@ -99,6 +99,8 @@ class Training:
         for name in ("drop_text", "drop_image", "hold_out"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
+        if self.data is not None and "controlnet" in self.parts:
+            raise ConfigError("--parts controlnet learns from the world's edges; --data is not supported for it")
         if self.checkpointing and self.lora:
             raise ConfigError(
                 "--checkpointing with --lora: not both, the layers' changed weights last one forward pass"

@@ -69,8 +69,8 @@ class State:
             self.clips = facts.get("clips", {})
             words = f"going on from {found}"
             if (before := facts.get("processes", 1)) != self.processes:
-                words += (f"\nmade by {before} processes, now {self.processes} go on: the same samples, sums rounded in "
-                          "another order")  # fmt: skip
+                words += (f"\nmade by {before} processes, now {self.processes} go on: the same samples, sums rounded "
+                          "in another order")  # fmt: skip
         path = out / "log.jsonl"
         lines = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in lines if found is not None and json.loads(line)["step"] <= self.step]

@@ -76,7 +76,7 @@ def test_clips_are_what_the_dataset_reads(tmp_path: Path, clips: Path) -> None:
         assert torch.equal(got.clip(k, [0, 2]), true.mean[[0, 2]].half().float())
         assert np.array_equal(got.std[got.rows[k]], true.std.half().numpy())
         assert torch.equal(got.picture(k), clip_pixels(frames[0], 32)[0]) and got.picture(k, 16).shape == (3, 16, 16)
-    assert np.array_equal(got.latents, got.mean) and len(list(got.pictures())) == 4
+    assert np.array_equal(got.latents, got.mean) and len(list(got.pictures(32))) == 4
 
 
 def test_sampling_stays_random_and_repeatable(tmp_path: Path, clips: Path) -> None:
@@ -252,9 +252,9 @@ def test_captions_are_encoded_once(tmp_path: Path) -> None:
 
 def test_real_clips_through_the_miniatures_vae(tmp_path: Path, root: Path, shared_media: Callable[[str], Path]) -> None:
     """A real film, encoded, decoded from its cached latents: the picture that was read."""
-    from i2v.training.networks import Networks
+    from i2v.training.miniature import build_miniature
 
-    networks = Networks.build(root / "weights" / "tiny", (), 0)
+    networks = build_miniature(root / "weights" / "tiny", (), 0)
     data = open_dataset(shared_media("videos/carphone_pristine.mp4"), 4, fps=8, size=64)
     with torch.no_grad():
         got = encoded_folder(tmp_path, data, networks.vae.encode, networks.vae_id, show=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_it_begins_as_the_base_and_the_picture_acts_once_trained(toy: Toy, tmp_p
     assert networks.controlnet is not None and edges is not None
     seen = train.loss_of(cfg, networks, batch)
     with torch.no_grad():
-        other = train.loss_of(cfg, networks, train.replace(batch, edges=1 - edges))
+        other = train.loss_of(cfg, networks, replace(batch, edges=1 - edges))
     assert (seen - other).abs().max() > 1e-5, "the picture is not heard"
 
 

@@ -10,21 +10,23 @@ import pytest
 import torch
 from toy_training import Toy, same, weights
 
+import train
 from i2v.load import header as load_header
 from i2v.load import load, schedule_of
-from i2v.training.networks import TINY_SCHEDULE, Networks
+from i2v.training.miniature import TINY_SCHEDULE
+from i2v.training.networks import Networks
 
 
 def test_frozen_tensors_keep_their_bits(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only W_Q' and W_O' change, all of them; VAE and image encoder do not either; no global generator is moved."""
     built: list[Networks] = []
-    build = Networks.build
+    build = train.build
 
     def kept(*arguments: Any) -> Networks:
         built.append(build(*arguments))
         return built[-1]
 
-    monkeypatch.setattr(Networks, "build", kept)
+    monkeypatch.setattr(train, "build", kept)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(987)
         state = torch.get_rng_state()

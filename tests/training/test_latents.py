@@ -66,7 +66,7 @@ def test_a_clip_is_the_callers_own(tmp_path: Path) -> None:
 def test_the_picture_is_the_first_frame_for_clip(tmp_path: Path) -> None:
     data = open_cache(tmp_path, Encoder())
     frame = make_clip(LEVEL_1, "train", 2, num_frames=5, size=32).frames[0]
-    pictures = list(data.pictures())
+    pictures = list(data.pictures(32))
     assert len(pictures) == 4 and pictures[2].shape == (3, 32, 32)
     assert torch.equal(pictures[2], clip_pixels(frame, 32)[0])
 
@@ -77,7 +77,7 @@ def test_a_style_has_its_own_clips(tmp_path: Path) -> None:
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
     assert torch.equal(styled.clip(3, slice(None)), Encoder()(pixels).half().float())
     assert styled.captions == plain.captions and not torch.equal(styled.clip(3, [0]), plain.clip(3, [0]))
-    assert torch.equal(list(styled.pictures())[3], clip_pixels(frames[0], 32)[0])
+    assert torch.equal(list(styled.pictures(32))[3], clip_pixels(frames[0], 32)[0])
     again = Encoder()
     open_cache(tmp_path / "2", again, style="pastel")
     assert again.calls == 4  # another style is other clips

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import train
 from i2v import config
 from i2v.config import ConfigError
 from i2v.load import load
-from i2v.training import clip, networks, recipe, vae
+from i2v.training import clip, clips, recipe, vae
 from i2v.training.settings import Training
 
 TRAIN = {"steps": 2, "batch": 2, "clips": 4, "num_frames": 2, "dtype": "float32", "save_every": 1, "log_every": 1,
@@ -45,12 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, scenes = vae.draw_frames, clip.scenes
     monkeypatch.setattr(vae, "draw_frames", lambda world, split, count, size: drawn(world, split, min(count, 4), size))
     monkeypatch.setattr(clip, "scenes", lambda world, split, count, size: scenes(world, split, min(count, 8), size))
-    monkeypatch.setattr(train, "held_out", few_held_out)
-
-
-def few_held_out(cfg: Training, built: networks.Networks) -> train.Batches:
-    fixed = replace(cfg, drop_text=0.0, drop_image=0.0, seed=1)
-    return train.Batches(fixed, built.encoded_world(cfg.cache, cfg.world, "val", 2), built)
+    monkeypatch.setattr(clips, "HELD_OUT_WORLD", 2)
 
 
 def write(folder: Path, vocabulary: Path, stages: list[dict[str, Any]]) -> Path:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import train
 from i2v.config import ConfigError
 from i2v.training import checkpoint
 from i2v.training.batches import Batch, Batches
-from i2v.training.networks import Networks
+from i2v.training.networks import Conditions, Networks
 
 # Made with torch 2.13.0 on a CPU, one thread; weights and draws come from numpy's Philox, not from torch.
 LOSSES = [1.204252, 1.156233, 1.028263, 1.309631, 0.974761, 1.033366]
@@ -145,9 +146,9 @@ def test_a_tensor_without_a_gradient_is_told(
     assert "no gradient" not in capsys.readouterr().out
     condition = Networks.condition
 
-    def cut_off(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        context, tokens = condition(*arguments)
-        return context.detach(), tokens
+    def cut_off(*arguments: Any) -> Conditions:
+        told = condition(*arguments)
+        return replace(told, context=told.context.detach())
 
     monkeypatch.setattr(Networks, "condition", cut_off)
     toy.run(tmp_path / "2", train=("i2v_adapter.*", "text_encoder.*"), steps=11)

@@ -19,7 +19,9 @@ from i2v.config import ConfigError
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS, captions
 from i2v.training.batches import Batch, Batches
+from i2v.training.clips import open_clips
 from i2v.training.networks import Networks
+from i2v.training.validation import held_out, other_motion, validate
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def drawn(cfg: train.Training, data: WorldLatents, networks: Networks, first: in
 
 def joined(batches: list[Batch]) -> dict[str, Any]:
     out: dict[str, Any] = {"captions": [c for b in batches for c in b.captions]}
-    for name in ("latents", "noise", "timesteps", "image_embeds"):
+    for name in ("latents", "noise", "timesteps", "image_features"):
         out[name] = torch.cat([getattr(b, name) for b in batches])
     return out
 
@@ -69,7 +71,7 @@ def test_draws_depend_on_seed_and_sample_alone(toy: Toy, data: WorldLatents, net
     tail = draws([4], first=8)
     assert torch.equal(tail["noise"], whole["noise"][8:]) and tail["captions"] == whole["captions"][8:]
     other = draws([12], seed=1)
-    assert all(not torch.equal(whole[k], other[k]) for k in ("latents", "noise", "timesteps", "image_embeds"))
+    assert all(not torch.equal(whole[k], other[k]) for k in ("latents", "noise", "timesteps", "image_features"))
     assert len({tuple(row.flatten()[:3].tolist()) for row in whole["noise"]}) == 12
     assert whole["latents"].shape == whole["noise"].shape == (12, 3, 4, 4, 4)
 
@@ -93,16 +95,16 @@ def test_timesteps_are_uniform_and_conditions_are_dropped_as_often_as_asked(
     batch = drawn(cfg, data, networks, 0, 400)
     counts = torch.histc(batch.timesteps.float(), 10, 0, 1000)
     assert batch.timesteps.min() >= 0 and batch.timesteps.max() < 1000 and (counts - 40).abs().max() <= 3
-    zero = networks.image_embeds(data, cfg.cache)
-    assert batch.image_embeds is not None and zero is not None
+    zero = networks.image_features(data, cfg.cache)
+    assert batch.image_features is not None and zero is not None
     no_text = [caption == "" for caption in batch.captions]
-    no_image = [torch.equal(embeds, zero[-1]) for embeds in batch.image_embeds]
+    no_image = [torch.equal(embeds, zero[-1]) for embeds in batch.image_features]
     assert sum(no_text) / 400 == pytest.approx(0.3, abs=0.07) and sum(no_image) / 400 == pytest.approx(0.2, abs=0.06)
     assert sum(a and b for a, b in zip(no_text, no_image)) / 400 == pytest.approx(0.06, abs=0.035)  # independently
     assert set(batch.captions) - {""} == set(data.captions)
     assert len({tuple(z.flatten().tolist()) for z in batch.latents}) > 40  # single pictures come from the whole clip
     bare = drawn(replace(cfg, parts=("motion",)), data, networks, 0, 2)
-    assert bare.image_embeds is None and torch.equal(bare.latents, batch.latents[:2])
+    assert bare.image_features is None and torch.equal(bare.latents, batch.latents[:2])
 
 
 def test_a_clip_keeps_its_whole_motion(toy: Toy, data: WorldLatents, networks: Networks) -> None:
@@ -197,7 +199,7 @@ def test_validation_is_repeatable_and_told_by_words(toy: Toy, data: WorldLatents
 
     def validated(**changed: Any) -> dict[str, float]:
         other = replace(cfg, **changed)
-        return train.validate(other, networks, train.held_out(other, networks))
+        return validate(other, networks, held_out(other, networks, open_clips(other, networks)), train.loss_of)
 
     row = validated()
     assert set(row) == {f"{kind}_{t}" for kind in ("val", "gap") for t in (200, 400, 600, 800, 950)}
@@ -211,7 +213,7 @@ def test_another_motion_is_another_true_caption(level: str) -> None:
     world = WORLDS[level]
     known = set(captions(world))
     for caption in sorted(known)[::197]:
-        others = {train.other_motion(world, caption, turn) for turn in range(len(world.motions))}
+        others = {other_motion(world, caption, turn) for turn in range(len(world.motions))}
         assert caption not in others and len(others) == len(world.motions) - 1 and others <= known
 
 

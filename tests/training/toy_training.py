@@ -29,7 +29,8 @@ from i2v.models.motion import MotionConfig
 from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAE, VAEConfig
 from i2v.parts import save_part
-from i2v.training import networks
+from i2v.training import miniature
+from i2v.training.networks import Networks
 
 UNET = UNetConfig(channels=(16, 16), depths=(1, 1), heads=(2, 2), context_dim=16, layers=1, latent_channels=4, groups=8)
 MOTION = MotionConfig(16, mid_block=False, resnet_norm_over_frames=False, motion_norm_over_frames=False, heads=2)
@@ -46,8 +47,8 @@ PAUSED = "in the middle of the checkpoint"
 def small_networks() -> Iterator[None]:
     """Sizes of a toy in place of the miniature's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "TINY_UNET", UNET)
-        patch.setattr(networks, "TINY_MOTION", MOTION)
+        patch.setattr(miniature, "TINY_UNET", UNET)
+        patch.setattr(miniature, "TINY_MOTION", MOTION)
         yield
 
 
@@ -73,7 +74,7 @@ def write_start(folder: Path) -> Path:
     save_part(bare / "vae.safetensors", vae, SMALL_VAE)
     save_part(bare / "image_encoder.safetensors", image_encoder, VISION)
     with small_networks():
-        built = networks.Networks.build(bare, ("motion", "ip_adapter"), 0)
+        built = miniature.build_miniature(bare, ("motion", "ip_adapter"), 0)
         named = built.named_parameters()
         fill(named, "start")
         built.export(start, named)
@@ -91,7 +92,7 @@ class Toy:
         return {
             "out": out, "init": self.init, "cache": self.cache, "clips": 6, "num_frames": 3, "batch": 2, "steps": 6,
             "lr": 0.01, "warmup": 2, "decay": "linear", "ema": 0.5, "dtype": "float32", "threads": 1, "log_every": 1,
-            "validate_every": 1000, "save_every": 2, **changed,
+            "validate_every": 1000, "save_every": 2, "clips_made": 1, **changed,
         }  # fmt: skip
 
     def config(self, out: Path = Path("unused"), **changed: Any) -> train.Training:
@@ -119,9 +120,9 @@ class Toy:
             torch.set_num_threads(threads)
         return out / "weights"
 
-    def build(self, cfg: train.Training) -> networks.Networks:
+    def build(self, cfg: train.Training) -> Networks:
         with small_networks():
-            return networks.Networks.build(cfg.init, cfg.parts, cfg.seed)
+            return miniature.build_miniature(cfg.init, cfg.parts, cfg.seed)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
