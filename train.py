@@ -34,6 +34,7 @@ from i2v.training.miniature import build_miniature
 from i2v.training.muon import Muon
 from i2v.training.networks import Networks
 from i2v.training.optim import learning_rate
+from i2v.training.published import build_published
 from i2v.training.recompute import recompute_blocks
 from i2v.training.report import Report
 from i2v.training.settings import Training
@@ -61,6 +62,8 @@ def loss_of(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
 
 def build(cfg: Training) -> Networks:
     """The frozen networks and what is added to them."""
+    if cfg.preset != "tiny":
+        return build_published(cfg)
     return build_miniature(cfg.init, cfg.parts, cfg.seed, cfg.prediction, cfg.zero_snr)
 
 
@@ -91,7 +94,9 @@ def train(cfg: Training, run: Processes) -> int:
         say(run, state.resume(writes=run.first))
         clips = open_clips(cfg, networks, state.clips.get("quarantine", ()))
         state.note_clips(clips)
+        networks.read_captions(cfg.cache, [*clips.train.captions, *clips.held_out.captions])
         data, fixed = Batches(cfg, clips.train, networks), held_out(cfg, networks, clips)
+    networks.rest()  # encoders have made their part
     if run.first:
         config.save(cfg, cfg.out / "config.json")
     say(run, clips.words, table(networks, trained))

@@ -27,6 +27,9 @@ PART_OF = {"motion": "motion", "i2v": "i2v_adapter", "ip_adapter": "image_projec
            "image_encoder": "image_encoder", "vae": "vae"}  # fmt: skip
 
 
+PARTS = ("image_projection", *CONFIGS)  # of a whole model; the second text encoder is SDXL's alone
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """Which model, and files in place of its parts."""
@@ -71,10 +74,11 @@ class Plan:
     problems: list[str] = field(default_factory=list)
     loras: list[tuple[str, Path, float]] = field(default_factory=list)  # flag, file, scale
     tokenizer: Path | None = None  # None: CLIP's own, which comes with the package
+    wanted: tuple[str, ...] = PARTS  # the parts that it has to have; others are left alone
 
     @property
     def schedule(self) -> Schedule:
-        own = self.parts["motion"].source.schedule
+        own = self.parts["motion"].source.schedule if "motion" in self.parts else None
         if own is not None:
             return own
         return self.preset.networks.schedule if self.preset.networks else Schedule()
@@ -128,13 +132,14 @@ class Plan:
         return "\n".join([*lines, "complete, every shape fits" if self.complete else "not complete"])
 
 
-def plan(files: ModelFiles) -> Plan:
+def plan(files: ModelFiles, wanted: Iterable[str] = PARTS) -> Plan:
     """Opens the files, gives each part to the one that counts most, and compares every shape. No tensor is read.
 
+    wanted: the parts of PARTS that the model is to have; others are neither looked for nor taken.
     What counts more: a part's own flag, then `--base` (the last file first), then what was found for the preset.
     Raises ConfigError for a file that is not there or not readable; all else is told in the plan.
     """
-    made = Plan(presets.find(files.preset), files)
+    made = Plan(presets.find(files.preset), files, wanted=tuple(wanted))
     _own_folder(made)
     given = [("base", path) for path in files.base]
     given += [(name, path) for name in PART_OF if (path := getattr(files, name)) is not None]
@@ -189,7 +194,7 @@ def _preset_files(made: Plan, given: Iterable[tuple[str, Source]]) -> None:
     library = Library(made.files.models)
     have = {part for name, source in given for part in ([PART_OF[name]] if name in PART_OF else source.parts)}
     for wanted in made.preset.needs:
-        if set(wanted.parts) <= have:
+        if set(wanted.parts) & set(made.wanted) <= have:
             continue
         source, note = library.find(wanted)
         made.notes += [note] * bool(note)
@@ -216,6 +221,8 @@ def _take(made: Plan, name: str, source: Source) -> None:
                 made.notes.append(f"attentions to image tokens are those of {released.source}, as released")
                 continue  # the authors' UNet holds its own, and takes the projection alone from this file
         elif name in PART_OF and part != PART_OF[name]:
+            continue
+        if part not in made.wanted:
             continue
         config = source.configs.get(part)
         networks = made.preset.networks
@@ -247,7 +254,7 @@ def _compare(made: Plan) -> None:
         made.problems.append(f"{unet.source} is not {preset.networks.title}{hint}")
         return
     two = preset.networks.unet.pooled_dim if preset.networks else unet is not None and unet.config.pooled_dim
-    wanted = ["image_projection", *(name for name in CONFIGS if two or name != "text_encoder_2")]
+    wanted = [name for name in PARTS if name in made.wanted and (two or name != "text_encoder_2")]
     lacking = [name for name in wanted if name not in parts]
     if made.folder is not None:
         files = {f"{'ip_adapter' if name == 'image_projection' else name}.safetensors": 0 for name in lacking}
@@ -285,15 +292,16 @@ def _compare(made: Plan) -> None:
 
 def _misfits(parts: Mapping[str, Part]) -> Iterable[str]:
     """Parts that are well-formed each and do not belong together."""
-    image, projection = parts["image_encoder"], parts["image_projection"]
-    plus = projection.config.kind == "plus"
-    seen = image.config.hidden_size if plus else image.config.projection_dim
-    if seen != projection.config.image_dim:
-        yield (f"{projection.source} reads image features of width {projection.config.image_dim}, "
-               f"{image.source} gives {seen}: another --image-encoder belongs to it")  # fmt: skip
-    if projection.config.context_dim != parts["unet"].config.context_dim:
-        yield (f"{projection.source} makes image tokens of width {projection.config.context_dim}, "
-               f"{parts['unet'].source} reads {parts['unet'].config.context_dim}")  # fmt: skip
+    if "image_encoder" in parts and "image_projection" in parts:
+        image, projection = parts["image_encoder"], parts["image_projection"]
+        plus = projection.config.kind == "plus"
+        seen = image.config.hidden_size if plus else image.config.projection_dim
+        if seen != projection.config.image_dim:
+            yield (f"{projection.source} reads image features of width {projection.config.image_dim}, "
+                   f"{image.source} gives {seen}: another --image-encoder belongs to it")  # fmt: skip
+        if projection.config.context_dim != parts["unet"].config.context_dim:
+            yield (f"{projection.source} makes image tokens of width {projection.config.context_dim}, "
+                   f"{parts['unet'].source} reads {parts['unet'].config.context_dim}")  # fmt: skip
     texts = [parts[name] for name in ("text_encoder", "text_encoder_2") if name in parts]
     unet = parts["unet"]
     width = sum(text.config.hidden_size for text in texts)

@@ -84,7 +84,7 @@ def build(
     built = networks({name: part.config for name, part in plan.parts.items()})
     with tqdm(total=2 * len(plan.parts), desc="loading", unit="part", delay=1, disable=not progress) as bar:
         for name, part in plan.parts.items():
-            _fill(built, name, part, place, dtype_of(name, part.config, number))
+            fill(built, name, part, place, dtype_of(name, part.config, number))
             bar.update()
         weights = facts_of(plan, bar)
     for number_of, (name, path, scale) in enumerate(plan.loras, 1):
@@ -132,7 +132,7 @@ def dtype_of(name: str, config: Any, number: torch.dtype) -> torch.dtype:
     return torch.float32 if name == "i2v_adapter" or overflows else number
 
 
-def _fill(built: Networks, name: str, part: Part, device: torch.device, dtype: torch.dtype) -> None:
+def fill(built: Networks, name: str, part: Part, device: torch.device, dtype: torch.dtype) -> None:
     """Put a file's tensors into modules built on meta, whose shapes were compared before."""
     wanted = built.shapes(name)
     for start, module in built.slots[name].items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,14 @@ from i2v.models.motion import add_motion_modules
 from i2v.models.unet import UNet
 from i2v.models.vae import VAE
 from i2v.sources import ATTENTION, CONTROLNET
+
+ALONE: dict[str, Callable[[Any], nn.Module]] = {  # parts that are a network of their own
+    "vae": VAE,
+    "image_encoder": CLIPVisionModel,
+    "image_projection": image_projection,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModel,
+}
 
 
 @dataclass
@@ -51,22 +59,22 @@ class Networks:
 
 
 def networks(config: Mapping[str, Any]) -> Networks:
-    """The networks of the parts' configs, by part, on the meta device: no memory, no weights."""
+    """The networks of the parts' configs, by part, on the meta device: no memory, no weights. A UNet is among them."""
     with torch.device("meta"):
         unet = UNet(config["unet"])
         base = set(unet.state_dict())
         slots: dict[str, dict[str, nn.Module]] = {
             "unet": {"": unet},
-            "vae": {"": VAE(config["vae"])},
-            "image_encoder": {"": CLIPVisionModel(config["image_encoder"])},
-            "image_projection": {"": image_projection(config["image_projection"])},
-            "motion": {f"{path}.": m for path, m in add_motion_modules(unet, config["motion"]).items()},
-            "i2v_adapter": {f"{path}.": m for path, m in add_i2v_adapter(unet).items()},
-            "ip_adapter": {f"{ATTENTION}{path}.": m for path, m in add_ip_adapter(unet).items()},
         }
-        for name in ("text_encoder", "text_encoder_2"):
+        for name, kind in ALONE.items():
             if name in config:
-                slots[name] = {"": CLIPTextModel(config[name])}
+                slots[name] = {"": kind(config[name])}
+        if "motion" in config:
+            slots["motion"] = {f"{path}.": m for path, m in add_motion_modules(unet, config["motion"]).items()}
+        if "i2v_adapter" in config:
+            slots["i2v_adapter"] = {f"{path}.": m for path, m in add_i2v_adapter(unet).items()}
+        if "ip_adapter" in config:
+            slots["ip_adapter"] = {f"{ATTENTION}{path}.": m for path, m in add_ip_adapter(unet).items()}
         for name in config:
             if name.startswith(CONTROLNET):
                 slots[name] = {"": ControlNet(config[name])}

@@ -22,7 +22,7 @@ from i2v.models.motion import MotionConfig, add_motion_modules
 from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet, UNetConfig
 from i2v.models.vae import VAE
-from i2v.training.networks import Networks, Prediction, digest
+from i2v.training.networks import Networks, Prediction, changed_schedule, digest
 
 TINY_UNET = UNetConfig(
     channels=(96, 96), depths=(1, 1), heads=(6, 6), context_dim=128, layers=1, latent_channels=16, groups=16
@@ -154,20 +154,6 @@ def _build(init: Path, parts: Sequence[str], width: int | None) -> Networks:
         controlnet=controlnet,
         stored_schedule=schedule if trained_for is not None else None,
     )
-
-
-def changed_schedule(schedule: Schedule, prediction: Prediction | None, zero_snr: bool) -> Schedule:
-    """The schedule with another prediction, or ending in pure noise. Raises ConfigError where they do not fit."""
-    spacing: Any = "trailing" if zero_snr else schedule.spacing  # so that sampling begins at that last step
-    try:
-        return replace(
-            schedule,
-            prediction=prediction or schedule.prediction,
-            zero_terminal_snr=zero_snr or schedule.zero_terminal_snr,
-            spacing=spacing,
-        )
-    except ValueError as error:
-        raise ConfigError(f"--zero-snr: {error}") from None
 
 
 def _hint_channels(unet: UNetConfig, factor: int) -> tuple[int, ...]:

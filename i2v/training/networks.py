@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import shutil
@@ -30,7 +31,7 @@ from i2v.models.clip_vision import CLIPVisionModel
 from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention
-from i2v.models.lora import TrainedLoRA
+from i2v.models.lora import LoRAPair, TrainedLoRA, layers_of
 from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet
 from i2v.models.vae import VAE, Posterior
@@ -64,7 +65,7 @@ class Networks:
     vae: VAE
     vae_id: str
     tokenizer: Tokenizer
-    text_encoder: CLIPTextModel
+    text_encoder: nn.Module
     unet: UNet
     base_keys: set[str]
     added: dict[str, Mapping[str, nn.Module]]
@@ -110,20 +111,30 @@ class Networks:
         return self
 
     def add_lora(self, patterns: Sequence[str], rank: int, seed: int) -> dict[str, nn.Parameter]:
-        """Put trained low-rank changes on the layers of the UNet that the patterns ("unet.*to_q") name.
+        """Put trained low-rank changes on the layers of the UNet, or of its motion modules, that the patterns name:
+        "unet.*attn1.to_q" or "motion.*to_q".
 
         Returns their A and B as "lora.<key>". From then on `predict` uses them, all else is frozen.
         Raises ConfigError for a pattern of another part or without a layer.
         """
-        if self.added:
+        part = patterns[0].split(".")[0]
+        if part not in ("unet", "motion") or (part == "motion" and "motion" not in self.added):
+            advice = "must begin with unet. or, with --parts motion, motion."
+            raise ConfigError(f"--lora changes the UNet or its motion modules; --train {patterns[0]!r} {advice}")
+        if elsewhere := [p for p in patterns if not p.startswith(f"{part}.")]:
+            raise ConfigError(f"--lora changes one part; --train {elsewhere[0]!r} must begin with {part}. too")
+        if part == "unet" and self.added:
             raise ConfigError(f"--lora changes the image UNet alone; give --parts none, not {', '.join(self.added)}")
-        if elsewhere := [p for p in patterns if not p.startswith("unet.")]:
-            raise ConfigError(f"--lora changes the image UNet; --train {elsewhere[0]!r} must begin with unet.")
         for parameter in self.named_parameters().values():
             parameter.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
+        inside = [p.removeprefix(f"{part}.") for p in patterns]
+        if part == "motion":  # its layers lie among the UNet's
+            own = [path for path in layers_of(self.unet) if ".motion_modules." in path]
+            found = [fnmatch.filter(own, pattern) for pattern in inside]
+            inside = [path for pattern, paths in zip(inside, found) for path in paths or [f"motion.{pattern}"]]
         try:
-            self.lora = TrainedLoRA(self.unet, [p.removeprefix("unet.") for p in patterns], rank, generator)
+            self.lora = TrainedLoRA(self.unet, inside, rank, generator)
         except ValueError as error:
             raise ConfigError(f"--lora: {error}") from None
         return {f"lora.{k}": v for k, v in self.lora.parameters.items()}
@@ -152,6 +163,12 @@ class Networks:
                 self.ids[caption] = self.tokenizer.encode([caption])[0]
         ids = torch.stack([self.ids[caption] for caption in captions]).to(self.device, non_blocking=True)
         return Conditions(self.text_encoder(ids).last_hidden_state, self.image_tokens(image_features))
+
+    def read_captions(self, cache: Path, captions: Sequence[str]) -> None:
+        """Called with all captions of the run before training; the miniature reads them as they come."""
+
+    def rest(self) -> None:
+        """Called when latents and image features are there; the miniature's encoders are small and stay."""
 
     def image_tokens(self, image_features: Tensor | None) -> Tensor | None:
         """(B, M, C) of the Content-Adapter, if there is one."""
@@ -216,6 +233,12 @@ class Networks:
         """Whether all parts of a pipeline are among these networks."""
         return {"motion", "ip_adapter", "i2v_adapter"} <= self.added.keys()
 
+    def prompt_reader(self) -> OneEncoder:
+        """What reads prompts for the pipeline."""
+        if not isinstance(self.text_encoder, CLIPTextModel):
+            raise ValueError("the text encoder is gone")
+        return OneEncoder(self.text_encoder, self.tokenizer)
+
     @contextmanager
     def pipeline(self) -> Iterator[I2VPipeline]:
         """These very networks as sample.py runs them; for as long as the context lasts."""
@@ -225,7 +248,7 @@ class Networks:
             preset=PRESETS["tiny"],
             unet=self.unet,
             vae=self.vae,
-            text_encoder=OneEncoder(self.text_encoder, self.tokenizer),
+            text_encoder=self.prompt_reader(),
             image_encoder=self.image_encoder,
             image_projection=self.image_proj,
             image_config=self.configs["ip_adapter"],
@@ -250,6 +273,18 @@ class Networks:
             out["lora"] = {"all": size, "trained": size}
         return out
 
+    def export_lora(self, folder: Path, **facts: Any) -> None:
+        """lora.safetensors, for sample.py's --lora, or --motion-lora where motion modules' layers were trained."""
+        if self.lora is None:
+            raise ValueError("no LoRA is trained here")
+        parts: dict[str, dict[str, LoRAPair]] = {}
+        for path, pair in self.lora.pairs().items():
+            half = replace(pair, down=pair.down.half().cpu(), up=pair.up.half().cpu())
+            parts.setdefault("motion" if ".motion_modules." in f".{path}" else "unet", {})[path] = half
+        base = base_of({"unet": self.unet, "text_encoder": self.text_encoder})
+        if base is not None:  # always: a UNet is among the modules
+            write_lora(folder / "lora.safetensors", parts, base, **facts)
+
     def export(self, folder: Path, trained: Mapping[str, Tensor], **facts: Any) -> None:
         """One file per part. Parts without a trained tensor are copied from `init` to the byte, so that hashes stay.
 
@@ -257,11 +292,7 @@ class Networks:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self.lora is not None:
-            pairs = self.lora.pairs()
-            pairs = {k: replace(p, down=p.down.half().cpu(), up=p.up.half().cpu()) for k, p in pairs.items()}
-            base = base_of({"unet": self.unet, "text_encoder": self.text_encoder})
-            if base is not None:  # always: a UNet is among the modules
-                write_lora(folder / "lora.safetensors", {"unet": pairs}, base, **facts)
+            self.export_lora(folder, **facts)
         for name, tensors in self.modules().items():
             touched = any(k.split(".")[0] == name for k in trained)
             touched |= name in ("motion", "unet") and self.schedule != self.stored_schedule  # they carry it
@@ -278,6 +309,20 @@ class Networks:
             source = self.init / file
             if source.is_file() and folder.resolve() != self.init.resolve():
                 shutil.copyfile(source, folder / file)
+
+
+def changed_schedule(schedule: Schedule, prediction: Prediction | None, zero_snr: bool) -> Schedule:
+    """The schedule with another prediction, or ending in pure noise. Raises ConfigError where they do not fit."""
+    spacing: Any = "trailing" if zero_snr else schedule.spacing  # so that sampling begins at that last step
+    try:
+        return replace(
+            schedule,
+            prediction=prediction or schedule.prediction,
+            zero_terminal_snr=zero_snr or schedule.zero_terminal_snr,
+            spacing=spacing,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--zero-snr: {error}") from None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -27,6 +27,15 @@ class Training:
     out: Path = flag(Path("runs/train"), "folder of the run: config, log, checkpoints, finished weights")
     # what the networks are
     init: Path = flag(Path("weights/tiny"), "folder of parts to start from; one that is not there starts at random")
+    preset: str = flag("tiny", "the model: tiny, built from --init; i2v-sd15 or i2v-sdxl, from the files below")
+    models: Path | None = flag(None, "a folder in which the preset's published files are looked for", "--models-dir")
+    base: tuple[Path, ...] = flag((), "base model: UNet, VAE, text encoder, as sample.py's")
+    motion: Path | None = flag(None, "motion modules, likewise")
+    i2v: Path | None = flag(None, "an I2V-Adapter to go on with; not given: a new one, as in the paper")
+    ip_adapter: Path | None = flag(None, "the Content-Adapter (IP-Adapter)")
+    image_encoder: Path | None = flag(None, "the Content-Adapter's CLIP image encoder")
+    vae: Path | None = flag(None, "the autoencoder")
+    tokenizer: Path | None = flag(None, "a folder with vocab.json and merges.txt")
     parts: tuple[str, ...] = flag(("motion", "ip_adapter", "i2v_adapter"), "what is added to the UNet; controlnet: one "
                                   "for canny edges; none: nothing")  # fmt: skip
     train: tuple[str, ...] = flag(("i2v_adapter.*",), "name patterns of the trained tensors; each must match something")
@@ -99,6 +108,8 @@ class Training:
         for name in ("drop_text", "drop_image", "hold_out"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
+        if self.preset != "tiny" and self.data is None:
+            raise ConfigError(f"--preset {self.preset} learns from your clips: give --data PATH")
         if self.data is not None and "controlnet" in self.parts:
             raise ConfigError("--parts controlnet learns from the world's edges; --data is not supported for it")
         if self.checkpointing and self.lora:
