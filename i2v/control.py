@@ -189,13 +189,14 @@ def active_steps(count: int, start: float, end: float) -> list[int]:
 class Residuals:
     """The ControlNets of one run with their maps: what they add to the UNet.
 
-    parts: network, its hint (F, C, h, w), scale. timesteps: those at which they act. silent: (F,) bool, the frames
+    parts: network, its maps (F, H, W, 3), scale. timesteps: those at which they act. silent: (F,) bool, the frames
     that get no residual.
     """
 
-    parts: Sequence[tuple[ControlNet, Tensor, float]]
+    parts: Sequence[tuple[ControlNet, Frames, float]]
     timesteps: frozenset[int]
     silent: Tensor
+    _hints: dict[int, Tensor] = field(default_factory=dict)  # of networks that see all frames at once
     _kv: dict[tuple[int, Tensor], ContextKV] = field(default_factory=dict)  # of each network and text, made once
 
     @classmethod
@@ -212,10 +213,7 @@ class Residuals:
         for one in maps:
             if scale * one.control.scale == 0:
                 continue
-            net = nets[one.control.type]
-            weight = net.conv_in.weight
-            pixels = ((picture.to_tensor(one.frames) + 1) / 2).to(weight.device, weight.dtype)
-            parts.append((net, net.hint(pixels), scale * one.control.scale))
+            parts.append((nets[one.control.type], one.frames, scale * one.control.scale))
         return cls(parts, frozenset(timesteps), silent)
 
     def __call__(
@@ -229,7 +227,7 @@ class Residuals:
             return None
         total: list[Tensor] = []
         clips = len(latents) // len(frames)
-        for number, (net, hint, scale) in enumerate(self.parts):
+        for number, (net, _, scale) in enumerate(self.parts):
             key = (number, text.context)
             if key not in self._kv:
                 self._kv[key] = net.context_kv(text.context)
@@ -237,14 +235,26 @@ class Residuals:
                 latents,
                 torch.full((clips,), timestep, device=latents.device),
                 self._kv[key],
-                hint[list(frames)],
+                self._hint(number, frames),
                 num_frames=len(frames),
                 pooled=text.pooled,
                 size_ids=text.size_ids,
                 scale=scale,
             )
             total = [a + b for a, b in zip(total, found)] if total else found
-        if bool(self.silent.any()):
+        if bool(self.silent[list(frames)].any()):
             heard = (~self.silent[list(frames)]).to(latents).repeat(clips)[:, None, None, None]
             total = [residual * heard for residual in total]
         return total
+
+    def _hint(self, number: int, frames: Sequence[int]) -> Tensor:
+        """Of a window's frames made anew each time, so that a long video needs no more memory; else made once."""
+        net, maps, _ = self.parts[number]
+        whole = len(frames) == len(maps)
+        if whole and number in self._hints:
+            return self._hints[number]
+        weight = net.conv_in.weight
+        hint = net.hint(((picture.to_tensor(maps[list(frames)]) + 1) / 2).to(weight.device, weight.dtype))
+        if whole:
+            self._hints[number] = hint
+        return hint

@@ -23,11 +23,13 @@ from i2v.diffusion.first_frame import KnownFrames
 from i2v.diffusion.guidance import Condition, guide
 from i2v.diffusion.samplers import SAMPLERS
 from i2v.diffusion.schedule import Schedule
+from i2v.diffusion.windows import blended
 from i2v.models.clip_vision import CLIPVisionModel
 from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention, IPAdapterConfig
 from i2v.models.layers import ContextKV
+from i2v.models.motion import MotionModule
 from i2v.models.unet import UNet
 from i2v.models.vae import VAE
 from i2v.presets import Preset
@@ -103,6 +105,9 @@ class I2VPipeline:
         steps: int = 25,
         guidance_scale: float | None = None,
         num_frames: int | None = None,
+        window: int | None = None,
+        window_overlap: int | None = None,
+        window_anchor: bool = True,
         fps: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -110,6 +115,7 @@ class I2VPipeline:
         sampler: Sampler = "ddim",
         t0: float | None = None,
         p: float | None = None,
+        motion_scale: float = 1.0,
         i2v_scale: float = 1.0,
         ip_scale: float = 1.0,
         color_match: bool = False,
@@ -132,8 +138,9 @@ class I2VPipeline:
         Raises ConfigError for a value out of its range, before anything is computed.
         """
         request = Request(
-            prompt, negative_prompt, seed, steps, guidance_scale, num_frames, fps, height, width, fit, sampler, t0, p,
-            i2v_scale, ip_scale, color_match, first_frame, posterior, unconditional_image, loop,
+            prompt, negative_prompt, seed, steps, guidance_scale, num_frames, window, window_overlap, window_anchor,
+            fps, height, width, fit, sampler, t0, p, motion_scale, i2v_scale, ip_scale, color_match, first_frame,
+            posterior, unconditional_image, loop,
             tuple(control), control_scale, control_start, control_end, control_first_frame,
         )  # fmt: skip
         return self.run(image, request, progress)
@@ -151,6 +158,9 @@ class I2VPipeline:
         for prompt in (request.prompt, request.negative_prompt):
             if cut := self.text_encoder.tokenizer.truncated(prompt):
                 log.warning("the prompt is longer than this model reads; cut off: %s", cut)
+        for module in self.unet.modules():
+            if isinstance(module, MotionModule):
+                module.scale = request.motion_scale
         for adapter in self.i2v_adapter.values():
             adapter.scale = request.i2v_scale
         for content in self.ip_adapter.values():
@@ -237,7 +247,7 @@ class I2VPipeline:
         times = [int(timesteps[step]) for step in steps]
         residuals = Residuals.of(maps, self.controlnets, request.control_scale, times, silent)
 
-        def predict(video: Tensor, t: int, given: Encoded) -> Tensor:
+        def predict(video: Tensor, t: int, given: Encoded, numbers: Sequence[int]) -> Tensor:
             if given.context_kv is None:
                 given.context_kv = self.unet.context_kv(given.text.context, given.image_tokens)
             rows, frames = video.shape[:2]
@@ -249,15 +259,15 @@ class I2VPipeline:
                 num_frames=frames,
                 pooled=given.text.pooled,
                 size_ids=given.text.size_ids,
-                control=residuals(folded, t, given.text, range(frames)),
-                anchor=known.anchor,
+                control=residuals(folded, t, given.text, numbers),
+                anchor=numbers.index(known.anchor) if known.anchor in numbers else 0,
             )
             return out.unflatten(0, (rows, frames))
 
         model = guide(predict, conditions, join=None if self.guidance_in_turn else join)
         with tqdm(total=len(timesteps), desc="denoising", unit="step", leave=False, disable=not progress) as bar:
             x = SAMPLERS[request.sampler](
-                known.wrap(model),
+                known.wrap(blended(model, request.windows(known.anchor))),
                 x,
                 self.schedule,
                 timesteps,

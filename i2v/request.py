@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 from i2v.config import ConfigError, flag
+from i2v.diffusion.windows import Window, windows
 from i2v.picture import FirstFrame, Fit, choose_size, released_size
 from i2v.presets import Preset
 
@@ -16,6 +17,8 @@ Posterior = Literal["mode", "sample"]
 UnconditionalImage = Literal["zero-pixels", "same"]
 T = TypeVar("T")
 MAX_SIDE = 16_384  # of what can be read as a picture, too
+MAX_FRAMES = 9_999
+MIN_WINDOW = 4
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Request:
                                         "--cfg", "--cfg-scale", "--guidance", "--scale")  # fmt: skip
     num_frames: int | None = flag(None, "length in frames, the first is the picture", "-l", "--length", "--frames",
                                   "--video-length", "--frame-num", "--video-frames", "--n-frames")  # fmt: skip
+    window: int | None = flag(None, "frames that the network sees at once, in a video of more than that; not given: as "
+                              "trained, where it is longer than the network knows", "--context-length",
+                              "--context-frames")  # fmt: skip
+    window_overlap: int | None = flag(None, "frames that neighbouring windows share", "--context-overlap")
+    window_anchor: bool = flag(True, "every window holds the first picture")
     fps: int | None = flag(None, "frames per second of the file", "--frame-rate", "--save-fps")
     height: int | None = flag(None, "pixels; not given: chosen from the picture's aspect", "-hs", "--H")
     width: int | None = flag(None, "pixels; not given: chosen from the picture's aspect", "-ws", "--W")
@@ -39,6 +47,7 @@ class Request:
     sampler: Sampler = flag("ddim", "the loop that integrates the noise away", "--scheduler", "--sampling-method")
     t0: float | None = flag(None, "where denoising starts, in (0, 1]: lower keeps more of the picture, moves less")
     p: float | None = flag(None, "share of the picture's detail kept in the start, 0 to 1 (Eq. 7)")
+    motion_scale: float = flag(1.0, "strength of the motion modules; 0: every frame alone")
     i2v_scale: float = flag(1.0, "strength of the I2V-Adapter, 0 switches it off")
     ip_scale: float = flag(1.0, "strength of the picture's content tokens", "--ip-adapter-scale")
     color_match: bool = flag(False, "match every frame's colours to the first, as released", "--colour-match")
@@ -93,8 +102,28 @@ class Request:
         }
         height, width = self._size(preset, picture)
         full = dataclasses.replace(self, **own, height=height, width=width)
+        full = full._windowed(preset, max_frames)
         full._check(max_frames, factor)
         return full
+
+    def _windowed(self, preset: Preset, max_frames: int) -> Request:
+        """With the windows of a video that is made by several, None in both fields where one call holds all frames."""
+        frames = self.num_frames or 0
+        if self.window is None and self.window_overlap is not None and frames <= max_frames:
+            raise ConfigError(f"--window-overlap {self.window_overlap}: {frames} frames are one window; give --window")
+        if self.window is not None:
+            _within("--window", self.window, MIN_WINDOW, max_frames)
+        length = self.window or (frames if frames <= max_frames else min(preset.num_frames, max_frames))
+        if frames <= length:
+            return dataclasses.replace(self, window=None, window_overlap=None)
+        overlap = length // 2 if self.window_overlap is None else self.window_overlap
+        _within("--window-overlap", overlap, 0, length - 2)
+        return dataclasses.replace(self, window=length, window_overlap=overlap)
+
+    def windows(self, anchor: int) -> list[Window]:
+        """Of a resolved request; `anchor` is the frame that all of them share."""
+        frames = self.num_frames or 0
+        return windows(frames, self.window or frames, self.window_overlap or 0, anchor if self.window_anchor else None)
 
     def _size(self, preset: Preset, picture: tuple[int, int]) -> tuple[int, int]:
         if self.fit == "released":  # as released, height and width act through the smaller of the two alone
@@ -119,14 +148,11 @@ class Request:
         _within("--steps", self.steps, 1, 1000)
         _within("--fps", self.fps, 1, 240)
         _within("--p", self.p, 0, 1)
-        for name in ("guidance_scale", "i2v_scale", "ip_scale", "control_scale"):
+        for name in ("guidance_scale", "motion_scale", "i2v_scale", "ip_scale", "control_scale"):
             _within("--" + name.replace("_", "-"), getattr(self, name), 0, 100)
         if not 0 < (self.t0 or 0) <= 1:
             raise ConfigError(f"--t0 {self.t0}: expected a number over 0, up to 1 (1 starts from full noise)")
-        if not 2 <= (self.num_frames or 0) <= max_frames:
-            raise ConfigError(
-                f"--num-frames {self.num_frames}: the motion modules of this model know 2 to {max_frames} frames"
-            )
+        _within("--num-frames", self.num_frames, 2, MAX_FRAMES)
         for name in ("height", "width"):
             side = getattr(self, name)
             if side > MAX_SIDE:

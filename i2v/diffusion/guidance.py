@@ -42,34 +42,34 @@ def weights(conditions: Sequence[Condition]) -> dict[str, float]:
 
 
 def guide(
-    predict: Callable[[Tensor, int, Any], Tensor],
+    predict: Callable[..., Tensor],
     conditions: Sequence[Condition],
     *,
     join: Callable[[Sequence[Any]], Any] | None = None,
-) -> Callable[[Tensor, int], Tensor]:
+) -> Callable[..., Tensor]:
     """A model for the samplers that returns one guided prediction.
 
     Args:
-        predict: (x, t, inputs) -> prediction of x's shape; x holds the known frames too, for every condition.
+        predict: (x, t, inputs, ...) -> prediction of x's shape; x holds the known frames too, for every condition.
         conditions: the chain, weakest first, e.g. [Condition("negative", a), Condition("positive", b, scale=7.5)].
         join: makes one `inputs` of several, for a batch of all conditions' rows, the first condition's first. It is
             called once, here. Without it the conditions run in turn, which needs less memory.
 
     Returns:
-        (x, t) -> guided prediction, float32. Conditions without a part in it do not run: two of them at a scale of at
-        most 1 cost one call on one batch.
+        (x, t, ...) -> guided prediction, float32; what follows t is handed on to `predict`. Conditions without a part
+        in it do not run: two of them at a scale of at most 1 cost one call on one batch.
     """
     factors = weights(conditions)
     active = [condition for condition in conditions if condition.name in factors]
     joined = join([condition.inputs for condition in active]) if join is not None and len(active) > 1 else None
 
-    def model(x: Tensor, t: int) -> Tensor:
+    def model(x: Tensor, t: int, *about: Any) -> Tensor:
         if len(active) == 1:
-            return predict(x, t, active[0].inputs).float()
+            return predict(x, t, active[0].inputs, *about).float()
         if join is not None:
-            parts = predict(torch.cat([x] * len(active)), t, joined).float().chunk(len(active))
+            parts = predict(torch.cat([x] * len(active)), t, joined, *about).float().chunk(len(active))
         else:
-            parts = tuple(predict(x, t, condition.inputs).float() for condition in active)
+            parts = tuple(predict(x, t, condition.inputs, *about).float() for condition in active)
         # From the weakest upwards, as differences: equal predictions give back the prediction itself.
         total, reach = parts[0], 1.0
         for before, part, condition in zip(parts, parts[1:], active):

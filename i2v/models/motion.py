@@ -68,6 +68,7 @@ class MotionModule(nn.Module):
     def __init__(self, channels: int, cfg: MotionConfig, groups: int):
         super().__init__()
         self.max_frames = cfg.max_frames
+        self.scale = 1.0  # of what is added; 0: every frame alone
         self.norm = FrameGroupNorm(groups, channels, eps=1e-6, over_frames=cfg.motion_norm_over_frames)
         self.proj_in = nn.Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList([TemporalBlock(channels, cfg)])
@@ -88,7 +89,7 @@ class MotionModule(nn.Module):
         for block in self.transformer_blocks:
             h = block(h)
         h = self.proj_out(h)
-        return x + rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=width)
+        return x + self.scale * rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=width)
 
 
 def add_motion_modules(unet: UNet, cfg: MotionConfig) -> dict[str, nn.Module]:

@@ -57,6 +57,7 @@ def test_same_seed_same_bits_and_every_setting_acts(make: Make) -> None:
     for change in (
         {"seed": 1}, {"steps": 4}, {"guidance_scale": 6.0}, {"negative_prompt": "blue"}, {"sampler": "dpmpp_2m_sde"},
         {"t0": 0.5}, {"p": 0.0}, {"i2v_scale": 0.0}, {"ip_scale": 0.0}, {"color_match": True}, {"first_frame": "exact"},
+        {"motion_scale": 0.5},
         {"fit": "stretch"}, {"posterior": "sample"}, {"unconditional_image": "same"}, {"num_frames": 3},
     ):  # fmt: skip
         other = make(**change)
@@ -144,7 +145,12 @@ def test_a_long_prompt_says_what_is_cut(make: Make, caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"num_frames": 25}, "--num-frames 25"),
+        ({"num_frames": 10_000}, "--num-frames 10000"),
+        ({"num_frames": 30, "window": 25}, "--window 25: expected 4 to 24"),
+        ({"num_frames": 30, "window": 3}, "--window 3: expected 4 to 24"),
+        ({"num_frames": 30, "window": 8, "window_overlap": 7}, "--window-overlap 7: expected 0 to 6"),
+        ({"num_frames": 8, "window_overlap": 2}, "--window-overlap 2: 8 frames are one window"),
+        ({"motion_scale": -1.0}, "--motion-scale -1"),
         ({"num_frames": 1}, "--num-frames 1"),
         ({"height": 63}, "--height 63"),
         ({"width": 0, "height": 64}, "--width 0"),
