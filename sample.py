@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Literal
 
 STOPPED = "sample.py: stopped; no half-written file is left"
 
@@ -23,6 +17,13 @@ def stop_at_once(*_: object) -> None:
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, stop_at_once)
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
 
 from i2v import assemble, jobs, load, presets, replay
 from i2v.assemble import ModelFiles

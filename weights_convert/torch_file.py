@@ -104,6 +104,8 @@ def _members(mapped: Mapped) -> dict[str, tuple[int, zipfile.ZipInfo]]:
             infos, end = sorted(archive.infolist(), key=lambda info: info.header_offset), archive.start_dir
     except NOT_A_ZIP as error:
         raise damaged(file, f"an archive without a readable table of contents ({error})", "a whole zip file") from None
+    if not infos:
+        raise damaged(file, "an archive with nothing in it", "data.pkl and the tensors' bytes")
     found: dict[str, tuple[int, zipfile.ZipInfo]] = {}
     for info, following in zip(infos, [*(i.header_offset for i in infos[1:]), end], strict=True):
         name = info.orig_filename

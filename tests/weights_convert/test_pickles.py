@@ -202,6 +202,13 @@ def test_archives_that_lie(tmp_path: Path, members: list[tuple[str, bytes]], say
     refused(archive(tmp_path / "x.pt", members), says)
 
 
+def test_an_empty_table_behind_members(tmp_path: Path) -> None:
+    path = archive(tmp_path / "x.pt", {"x/data.pkl": GOOD, "x/data/0": BYTES})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"PK\x01\x02")] + b"PK\x05\x06" + bytes(18))
+    refused(path, "nothing in it")
+
+
 @pytest.mark.parametrize("compressed", ["x/data.pkl", "x/data/0", "x/other"])
 def test_compressed_members(tmp_path: Path, compressed: str) -> None:
     members = {"x/data.pkl": GOOD, "x/data/0": BYTES, "x/other": bytes(10**6)}
