@@ -120,7 +120,7 @@ def _lora(content: Content) -> Content:
     try:
         return replace(content, lora=read_lora(content.path))
     except ConversionError as error:
-        return replace(content, problem=f"this is a LoRA: {str(error).removeprefix(f'{content.path}: ')}")
+        return replace(content, problem=f"LoRA: {str(error).removeprefix(f'{content.path}: ')}")
 
 
 def _config(path: Path) -> Any:

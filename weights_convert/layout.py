@@ -24,11 +24,12 @@ class Layout:
     """A published file format: how it is told from others, its rules, and the configs of the parts in it.
 
     `has` are keys with their shapes (None for any size; None as a whole for any shape), `lacks` are keys that belong
-    to a larger format. `configs` names what the format settles; an autoencoder does not say which base it is of.
-    `kind` says in a word what the file is, `title` what people call it. `fits` are the bases that it goes with
-    ("sd15", "sdxl"), none where it serves no video. `schedule` says on which noise levels its network was trained,
-    if the format settles that. `parts` are those that such a file can hold; `note` is what a user should know;
-    of a `doubtful` layout, which other files look like too, it is told whenever such a file is read.
+    to a larger format, or with a dot at the end the beginnings of such keys. `configs` names what the format settles;
+    an autoencoder does not say which base it is of. `kind` says in a word what the file is, `title` what people call
+    it. `fits` are the bases that it goes with ("sd15", "sdxl"), none where it serves no video. `schedule` says on
+    which noise levels its network was trained, if the format settles that. `parts` are those that such a file can
+    hold; `note` is what a user should know; of a `doubtful` layout, which other files look like too, it is told
+    whenever such a file is read.
     """
 
     name: str
@@ -63,7 +64,10 @@ class Layout:
                 wrong.append(f"no {key}")
             elif not fits(tuple(tensors[key].shape), shape):
                 wrong.append(f"{key} is {tuple(tensors[key].shape)}, expected {_shown(shape)}")
-        return wrong + [f"there is {key}" for key in self.lacks if key in tensors]
+        for key in self.lacks:
+            there = next((name for name in tensors if name.startswith(key)), "") if key.endswith(".") else key
+            wrong += [f"there is {there}"] * (there in tensors)
+        return wrong
 
     def near(self, tensors: Mapping[str, Tensor]) -> float:
         """How many of the signs are there, 0 to 1; for messages."""

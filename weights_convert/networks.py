@@ -32,7 +32,8 @@ FAMILIES: dict[str, dict[str, Any]] = {  # what is settled by the base model, wh
     },
 }
 HINT = "controlnet_cond_embedding"
-TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL"}
+TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL", "motion": "AnimateDiff's motion modules",
+          "motion v2": "AnimateDiff's motion modules of version 2"}  # fmt: skip
 
 
 @lru_cache

@@ -118,6 +118,16 @@ def test_near_misses_are_named(manifest: Manifest) -> None:
     refused({"a": meta(1)}, "no known layout", "give a file in one of these", "animatediff-v3")
 
 
+def test_half_of_a_checkpoint_is_no_autoencoder(manifest: Manifest) -> None:
+    """A VAE alone is known by its keys, but not beside any tensor of a UNet."""
+    whole = published(manifest, SINGLE)
+    vae = {key: tensor for key, tensor in whole.items() if key.startswith("first_stage_model.")}
+    assert detect(vae, "x").name == "vae-single-file"
+    half = {key: whole[key] for i, key in enumerate(whole) if not key.startswith(UNET) or i % 2}
+    assert f"{UNET}input_blocks.0.0.weight" not in half
+    refused(half, "vae-single-file, but there is model.diffusion_model.")
+
+
 def test_motion_modules_without_their_table(manifest: Manifest) -> None:
     """v1 and v3 then have the same keys: the user has to say which."""
     tables = published(manifest, "mm_sd_v15")

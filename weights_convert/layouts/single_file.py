@@ -154,7 +154,7 @@ LAYOUTS = (
         parts=("vae",),
         has={f"{VAE}encoder.down.0.block.0.conv1.weight": (128, 128, 3, 3)},
         build=lambda keys, ema: [*_vae(SD_VAE, keys), *_others(keys)],
-        lacks=(f"{UNET}input_blocks.0.0.weight",),
+        lacks=(UNET,),
         note="its content does not say of which of the two bases it is",
     ),
 )
