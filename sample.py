@@ -28,7 +28,7 @@ from typing import Literal
 from i2v import assemble, jobs, load, presets, replay
 from i2v.assemble import ModelFiles
 from i2v.config import ConfigError, flag, from_command_line, from_dict
-from i2v.pipeline import I2VPipeline, Result
+from i2v.pipeline import I2VPipeline, Stream
 from i2v.request import Request
 from i2v.video import Written, write_video
 
@@ -95,9 +95,9 @@ def run(argv: Sequence[str] | None = None) -> int:
                 print(f"LoRA {facts['file']}: {facts['layers']} layers changed, scale {facts['scale']:g}")
         return built
 
-    def make(job: jobs.Ready) -> tuple[Result, Written]:
-        result = pipe().run(job.job.images, job.job.request, progress=True)
-        return result, write_video(job.output, result.frames, result.fps, result.settings, overwrite=cfg.overwrite)
+    def make(job: jobs.Ready) -> tuple[Stream, Written]:
+        video = pipe().stream(job.job.images, job.job.request, progress=True)
+        return video, write_video(job.output, video.frames, video.fps, video.settings, overwrite=cfg.overwrite)
 
     if several:
         return make_all(todo, checker, make)
@@ -120,7 +120,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def make_all(
-    todo: Sequence[jobs.Job], checker: jobs.Checker, make: Callable[[jobs.Ready], tuple[Result, Written]]
+    todo: Sequence[jobs.Job], checker: jobs.Checker, make: Callable[[jobs.Ready], tuple[Stream, Written]]
 ) -> int:
     """One after the other, a line each; a failure stops no other job and is told again at the end."""
     failed = []

@@ -6,7 +6,8 @@ A clip is (F, H, W, 3) RGB here, uint8 or float32 in [0, 1] as each function say
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -24,17 +25,30 @@ def color_match(video: NDArray[np.float32], known: Collection[int] = (0,)) -> ND
     are made those of frame 0. Values are cut, not rounded, to 8 bits. The paper does not mention this step.
     The release hands RGB to a converter that expects BGR; so does this, since a and b then differ.
     """
-    reference = cv2.cvtColor(_cut_to_uint8(video[min(known)]), cv2.COLOR_BGR2LAB)
-    matched = []
-    for index, frame in enumerate(video):
-        if index in known:
-            matched.append(frame)
+    return np.stack(list(matched(video, known)))
+
+
+def matched(frames: Iterable[NDArray[np.float32]], known: Collection[int] = (0,)) -> Iterator[NDArray[np.float32]]:
+    """`color_match` of frames as they come; those before the first known one are held back until it is there."""
+    anchor, waiting = min(known), list[NDArray[np.float32]]()
+    reference: NDArray[Any] | None = None
+    for index, frame in enumerate(frames):
+        if index == anchor:
+            reference = cv2.cvtColor(_cut_to_uint8(frame), cv2.COLOR_BGR2LAB)
+        waiting.append(frame)
+        if reference is None:
             continue
-        lab = cv2.cvtColor(_cut_to_uint8(frame), cv2.COLOR_BGR2LAB)
-        for channel in (1, 2):
-            lab[..., channel] = match_histogram(lab[..., channel], reference[..., channel])
-        matched.append(cv2.cvtColor(lab, cv2.COLOR_LAB2BGR).astype(np.float32) / np.float32(255))
-    return np.stack(matched)
+        for number, one in enumerate(waiting, index + 1 - len(waiting)):
+            yield one if number in known else _matched(one, reference)
+        waiting.clear()
+
+
+def _matched(frame: NDArray[np.float32], reference: NDArray[Any]) -> NDArray[np.float32]:
+    """One frame with the a and b of the reference, both as `color_match` makes them."""
+    lab = cv2.cvtColor(_cut_to_uint8(frame), cv2.COLOR_BGR2LAB)
+    for channel in (1, 2):
+        lab[..., channel] = match_histogram(lab[..., channel], reference[..., channel])
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2BGR).astype(np.float32) / np.float32(255)
 
 
 def match_histogram(values: NDArray[Any], reference: NDArray[Any]) -> NDArray[np.float64]:
@@ -59,13 +73,30 @@ def exact_frames(
     for picture in pictures.values():
         if picture.shape != frames.shape[1:]:
             raise ValueError(f"the picture is {picture.shape}, frames are {frames.shape[1:]}: fit the picture first")
-    lost = {known: picture.astype(np.float32) - frames[known] for known, picture in pictures.items()}
-    result = frames.copy()
-    for index, frame in enumerate(frames):
+    return np.stack(list(exact(frames, pictures, fade)))
+
+
+def exact(
+    frames: Iterable[NDArray[np.uint8]], pictures: Mapping[int, NDArray[np.uint8]], fade: int = FADE_FRAMES
+) -> Iterator[NDArray[np.uint8]]:
+    """`exact_frames` of frames as they come; `fade` of them at most are held back, for a known one that may follow."""
+    lost: dict[int, NDArray[np.float32]] = {}
+    waiting: deque[tuple[int, NDArray[np.uint8]]] = deque()
+
+    def done() -> NDArray[np.uint8]:
+        index, frame = waiting.popleft()
         nearest = min(pictures, key=lambda known: abs(known - index))
         share = max(0.0, 1 - abs(nearest - index) / (fade + 1))
-        result[index] = (frame + share * lost[nearest]).round().clip(0, 255).astype(np.uint8)
-    return result
+        return frame if share == 0 else (frame + share * lost[nearest]).round().clip(0, 255).astype(np.uint8)
+
+    for index, frame in enumerate(frames):
+        if index in pictures:
+            lost[index] = pictures[index].astype(np.float32) - frame
+        waiting.append((index, frame))
+        if len(waiting) > fade:
+            yield done()
+    while waiting:
+        yield done()
 
 
 def drift(frames: NDArray[np.uint8]) -> dict[str, float]:
@@ -75,18 +106,27 @@ def drift(frames: NDArray[np.uint8]) -> dict[str, float]:
     "last_color_shift": difference of the mean colour, which motion leaves alone, over the later frames and
     in the last one. All 0 for a single frame.
     """
-    if len(frames) < 2:
-        return {"delta_e": 0.0, "color_shift": 0.0, "last_color_shift": 0.0}
-    first, pixels, shifts = _lab(frames[0]), [], []
-    for frame in frames[1:]:
+    report: dict[str, float] = {}
+    for _ in drifting(frames, report):
+        pass
+    return report
+
+
+def drifting(frames: Iterable[NDArray[np.uint8]], report: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
+    """The frames as they come; after the last one their `drift` is in `report`."""
+    first: NDArray[np.float32] | None = None
+    pixels, shifts = list[float](), list[float]()
+    for frame in frames:
+        yield frame
+        if first is None:
+            first = _lab(frame)
+            continue
         difference = _lab(frame) - first
         pixels.append(float(np.linalg.norm(difference, axis=-1).mean()))
         shifts.append(float(np.linalg.norm(difference.mean(axis=(0, 1)))))
-    return {
-        "delta_e": sum(pixels) / len(pixels),
-        "color_shift": sum(shifts) / len(shifts),
-        "last_color_shift": shifts[-1],
-    }
+    count = max(len(pixels), 1)
+    report |= {"delta_e": sum(pixels) / count, "color_shift": sum(shifts) / count,
+               "last_color_shift": shifts[-1] if shifts else 0.0}  # fmt: skip
 
 
 def psnr(picture: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float | None:

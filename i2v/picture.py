@@ -5,8 +5,9 @@ A picture is (H, W, 3) uint8 RGB here, a clip (F, H, W, 3). What is done to colo
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import cv2
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from i2v.color import color_match, drift, exact_frames, psnr
+from i2v.color import drifting, exact, matched, psnr
 
 Fit = Literal["cover", "pad", "stretch", "released"]
 FirstFrame = Literal["vae", "exact"]
@@ -136,17 +137,37 @@ def finish(
     match_colors: bool = False,
     first_frame: FirstFrame = "vae",
 ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-    """Decoded pixels (F, 3, H, W) in [-1, 1] -> frames (F, H, W, 3) uint8 and a report on them.
+    """Decoded pixels (F, 3, H, W) in [-1, 1] -> frames (F, H, W, 3) uint8 and a report on them, see `finished`."""
+    report: dict[str, Any] = {}
+    frames = np.stack(list(finished([pixels], pictures, match_colors, first_frame, report)))
+    return frames, report
+
+
+def finished(
+    chunks: Iterable[Tensor],
+    pictures: Mapping[int, NDArray[np.uint8]],
+    match_colors: bool,
+    first_frame: FirstFrame,
+    report: dict[str, Any],
+) -> Iterator[NDArray[np.uint8]]:
+    """Decoded pixels, (n, 3, H, W) in [-1, 1] at a time -> one finished frame (H, W, 3) uint8 after the other.
 
     `pictures` (H, W, 3) are what the known frames should be, by frame number. `match_colors` is `color_match`;
-    `first_frame` "exact" is `exact_frames`, "vae" leaves known frames as decoded. The report: `drift`, and "psnr", of
-    each known frame in dB (None where it is the picture exactly).
+    `first_frame` "exact" is `exact_frames`, "vae" leaves known frames as decoded. No more than a few frames are held
+    (but with `match_colors` those before the first known one). Once the frames are at their end, `report` holds
+    their `drift` and "psnr", of each known frame in dB (None where it is the picture exactly).
     """
     if match_colors:
-        video = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) / 2).movedim(-3, -1).numpy()
-        frames = (color_match(video, pictures) * 255).round().astype(np.uint8)
+        unit = (((c.detach().float().cpu().clamp(-1, 1) + 1) / 2).movedim(-3, -1).numpy() for c in chunks)
+        floats = matched(itertools.chain.from_iterable(unit), pictures)
+        frames: Iterator[NDArray[np.uint8]] = ((frame * 255).round().astype(np.uint8) for frame in floats)
     else:
-        frames = to_uint8(pixels)
+        frames = (frame for chunk in chunks for frame in to_uint8(chunk))
     if first_frame == "exact":
-        frames = exact_frames(frames, pictures)
-    return frames, {**drift(frames), "psnr": {known: psnr(frames[known], one) for known, one in pictures.items()}}
+        frames = exact(frames, pictures)
+    near: dict[int, float | None] = {}
+    for index, frame in enumerate(drifting(frames, report)):
+        if index in pictures:
+            near[index] = psnr(frame, pictures[index])
+        yield frame
+    report["psnr"] = near

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,19 @@ class Result:
     """
 
     frames: NDArray[np.uint8]
+    fps: int
+    settings: dict[str, Any]
+    drift: dict[str, Any]
+
+
+@dataclass
+class Stream:
+    """A video whose frames are decoded as they are taken: a `Result` that needs no memory for all of them at once.
+
+    frames: (H, W, 3) uint8 RGB each, to be gone through once. drift: filled when they are at their end.
+    """
+
+    frames: Iterator[Picture]
     fps: int
     settings: dict[str, Any]
     drift: dict[str, Any]
@@ -145,9 +158,17 @@ class I2VPipeline:
         )  # fmt: skip
         return self.run(image, request, progress)
 
-    @torch.inference_mode()
     def run(self, image: Image | Mapping[int, Image], request: Request, progress: bool = False) -> Result:
         """As calling the pipeline, with the settings in one object; `progress` shows bars with the time left."""
+        video = self.stream(image, request, progress)
+        return Result(np.stack(list(video.frames)), video.fps, video.settings, video.drift)
+
+    @torch.inference_mode()
+    def stream(self, image: Image | Mapping[int, Image], request: Request, progress: bool = False) -> Stream:
+        """As `run`, but for the frames: the latents are made here, and decoded a few at a time when they are asked for.
+
+        `i2v.video.write_video` takes them, so that a long video never lies in memory whole.
+        """
         images = request.known(image if isinstance(image, Mapping) else {0: image}, self.preset)
         pictures = {frame: pixels_of(one) for frame, one in images.items()}
         anchor = min(pictures)
@@ -174,8 +195,9 @@ class I2VPipeline:
         }
         known = self.known_frames(fitted, request)
         latents = self.denoise(known, self.conditions(original, request), request, progress, maps)
-        pixels = self.decode(latents, progress)
-        frames, drift = picture.finish(pixels, fitted, request.color_match, request.first_frame)
+        drift: dict[str, Any] = {}
+        chunks = self.decoded(latents, progress)
+        frames = picture.finished(chunks, fitted, request.color_match, request.first_frame, drift)
         settings = {
             "request": config.to_dict(request),
             "preset": self.preset.name,
@@ -192,7 +214,7 @@ class I2VPipeline:
             },
             "files": dict(self.files),
         }
-        return Result(frames, int(request.fps or 0), settings, drift)
+        return Stream(frames, int(request.fps or 0), settings, drift)
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -277,13 +299,16 @@ class I2VPipeline:
         return known.insert(x)
 
     def decode(self, latents: Tensor, progress: bool = False) -> Tensor:
-        """(1, F, C, h, w) -> pixels (F, 3, H, W) float32 in [-1, 1] on the CPU, a few frames at a time."""
-        out = []
+        """(1, F, C, h, w) -> pixels (F, 3, H, W) float32 in [-1, 1] on the CPU."""
+        return torch.cat(list(self.decoded(latents, progress)))
+
+    @torch.inference_mode()
+    def decoded(self, latents: Tensor, progress: bool = False) -> Iterator[Tensor]:
+        """As `decode`, `decode_chunk` frames at a time, each when it is asked for."""
         with tqdm(total=latents.shape[1], desc="decoding", unit="frame", leave=False, disable=not progress) as bar:
             for chunk in latents[0].split(self.decode_chunk):
-                out.append(self.vae.decode(chunk.to(self.vae_dtype)).float().clamp(-1, 1).cpu())
+                yield self.vae.decode(chunk.to(self.vae_dtype)).float().clamp(-1, 1).cpu()
                 bar.update(len(chunk))
-        return torch.cat(out)
 
     # -- what the steps are made of --------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -95,7 +95,7 @@ def settings_beside(target: Path) -> Path:
 
 def write_video(
     path: str | Path,
-    frames: NDArray[np.uint8],
+    frames: NDArray[np.uint8] | Iterable[NDArray[np.uint8]],
     fps: float,
     settings: Mapping[str, Any] | None = None,
     *,
@@ -103,11 +103,13 @@ def write_video(
 ) -> Written:
     """Writes (F, H, W, 3) uint8 RGB frames; the ending chooses the format, see `check_output`. Whole or not at all.
 
+    Frames (H, W, 3) that come one after the other (`I2VPipeline.stream`) are written as they come and not kept, but
+    for a GIF's, whose colours are chosen from all of them, and a WebP's, which are kept compressed.
     `settings` (whatever JSON holds) go into the file and into a .json beside it. An .mp4 has even sides only:
     an odd one is extended by repeating the last row or column, and the returned note says so.
     Raises ValueError for frames or settings that cannot be written, and what `check_output` raises.
     """
-    _check_frames(frames, fps, Path(path).suffix.lower())
+    checked = _Checked(frames, fps, Path(path).suffix.lower())
     text = None if settings is None else _to_json(settings)
     target = check_output(path, overwrite, fps)
     is_folder, beside = not target.suffix, settings_beside(target)
@@ -115,12 +117,12 @@ def write_video(
         if text is not None and not is_folder:
             stack.enter_context(whole_or_nothing(beside)).write_text(text, encoding="utf-8")
         temporary = stack.enter_context(whole_or_nothing(target, folder=is_folder))
-        codec, note = _write(temporary, frames, Fraction(fps).limit_denominator(1001), text)
+        codec, note = _write(temporary, checked, Fraction(fps).limit_denominator(1001), text)
         refuse_existing(target, overwrite)  # somebody may have written there during the long work
     if text is None and not is_folder:
         beside.unlink(missing_ok=True)  # one left over from an older clip would describe the wrong one
-    log.info("wrote %s: %d frames, %s%s", target, len(frames), codec, f" ({note})" if note else "")
-    return Written(target, codec, len(frames), note)
+    log.info("wrote %s: %d frames, %s%s", target, checked.count, codec, f" ({note})" if note else "")
+    return Written(target, codec, checked.count, note)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -148,16 +150,19 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _write(path: Path, frames: NDArray[np.uint8], fps: Fraction, text: str | None) -> tuple[str, str]:
+def _write(path: Path, frames: _Checked, fps: Fraction, text: str | None) -> tuple[str, str]:
     """Writes the temporary file or folder; returns the codec's name and the note."""
     ending = path.suffix.lower()
     if ending == ".mp4":
-        even, note = _even_sides(frames)
-        codec = write_mp4(path, even, fps, text)
+        codec = write_mp4(path, map(_even_sides, frames), fps, text)
+        height, width = frames.size
+        wide, high = width + width % 2, height + height % 2
+        odd = (wide, high) != (width, height)
+        note = f"{width}x{height} extended to {wide}x{high}: mp4 needs even sides" if odd else ""
         hint = "PyAV is not installed (pip install av gives H.264)" if codec == "VP9" else ""
         return codec, "; ".join(filter(None, (hint, note)))
     if ending == ".gif":
-        data, note = gif_bytes(frames, fps)
+        data, note = gif_bytes(np.stack(list(frames)), fps)
         path.write_bytes(data if text is None else gif_with_text(data, text))
         return "GIF", note
     if ending == ".webp":
@@ -171,24 +176,49 @@ def _write(path: Path, frames: NDArray[np.uint8], fps: Fraction, text: str | Non
     return "PNG", ""
 
 
-def _check_frames(frames: NDArray[np.uint8], fps: float, ending: str) -> None:
-    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-        got = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
-        raise ValueError(f"frames are {got}; expected a uint8 array (F, H, W, 3), see i2v.picture.to_uint8")
-    if 0 in frames.shape:
-        raise ValueError(f"frames have the shape {frames.shape}: there is nothing to write")
-    if not 0.01 <= fps <= 1000:
-        raise ValueError(f"fps is {fps}; give frames per second between 0.01 and 1000")
-    if ending == ".webp" and max(frames.shape[1:3]) > WEBP_MAX_SIDE:
-        raise ValueError(f"frames are {frames.shape[2]}x{frames.shape[1]}; WebP holds {WEBP_MAX_SIDE} a side")
+class _Checked:
+    """The frames to be written, looked at as they go by; raises ValueError for what cannot be written.
+
+    count, size: how many there were, and their (height, width).
+    """
+
+    def __init__(self, frames: NDArray[np.uint8] | Iterable[NDArray[np.uint8]], fps: float, ending: str):
+        self.frames, self.count, self.size = frames, 0, (0, 0)
+        if isinstance(frames, np.ndarray):
+            if frames.ndim != 4:
+                raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected a uint8 array (F, H, W, 3), see "
+                                 "i2v.picture.to_uint8")  # fmt: skip
+            if not len(frames):
+                raise ValueError(f"frames have the shape {frames.shape}: there is nothing to write")
+            self._look(frames[0], ending)
+        elif not isinstance(frames, Iterator):
+            raise ValueError(f"frames are a {type(frames).__name__}; expected an array (F, H, W, 3) or an iterator")
+        if not 0.01 <= fps <= 1000:
+            raise ValueError(f"fps is {fps}; give frames per second between 0.01 and 1000")
+        self.ending = ending
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for frame in self.frames:
+            self._look(frame, self.ending)
+            self.count += 1
+            yield frame
+        if not self.count:
+            raise ValueError("there is nothing to write: no frame came")
+
+    def _look(self, frame: NDArray[np.uint8], ending: str) -> None:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"frames are {frame.dtype} {frame.shape}; expected uint8 (H, W, 3), see "
+                             "i2v.picture.to_uint8")  # fmt: skip
+        if 0 in frame.shape or self.size not in ((0, 0), frame.shape[:2]):
+            raise ValueError(f"a frame is {frame.shape}, the ones before {self.size}")
+        self.size = (frame.shape[0], frame.shape[1])
+        if ending == ".webp" and max(self.size) > WEBP_MAX_SIDE:
+            raise ValueError(f"frames are {self.size[1]}x{self.size[0]}; WebP holds {WEBP_MAX_SIDE} a side")
 
 
-def _even_sides(frames: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:
-    height, width = frames.shape[1:3]
-    if height % 2 == 0 and width % 2 == 0:
-        return frames, ""
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return frames, f"{width}x{height} extended to {frames.shape[2]}x{frames.shape[1]}: mp4 needs even sides"
+def _even_sides(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = frame.shape[:2]
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") if height % 2 or width % 2 else frame
 
 
 def _to_json(settings: Mapping[str, Any]) -> str:

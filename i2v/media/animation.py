@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterable
 from fractions import Fraction
 
 import cv2
@@ -83,26 +84,28 @@ def _gif_by_pyav(frames: NDArray[np.uint8], fps: Fraction) -> bytes:
     return file.getvalue()
 
 
-def webp_bytes(frames: NDArray[np.uint8], fps: Fraction, text: str | None) -> bytes:
-    """(F, H, W, 3) RGB -> an endless WebP with `text` in its XMP.
+def webp_bytes(frames: Iterable[NDArray[np.uint8]], fps: Fraction, text: str | None) -> bytes:
+    """RGB frames (H, W, 3) of one size -> an endless WebP with `text` in its XMP.
 
     The frames are encoded one by one and put together here, because encoders of animations join equal frames.
     """
-    height, width = frames.shape[1:3]
-    flags = _IS_ANIMATION | (0 if text is None else _HAS_XMP)
-    chunks = [
-        _chunk(b"VP8X", struct.pack("<I", flags) + _int24(width - 1) + _int24(height - 1)),
-        _chunk(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, 0)),  # white behind, endless
-    ]
-    for frame, length in zip(frames, durations(len(frames), fps, 1000)):
+    chunks, size, end = [], b"", 0
+    for index, frame in enumerate(frames):
+        size = _int24(frame.shape[1] - 1) + _int24(frame.shape[0] - 1)
+        end, before = round(1000 * (index + 1) / fps), end  # as `durations`
         done, encoded = cv2.imencode(".webp", frame[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY])
         if not done:
             raise OutputError(f"this OpenCV ({cv2.__version__}) cannot encode WebP; write .mp4 or .gif")
-        place = _int24(0) * 2 + _int24(width - 1) + _int24(height - 1) + _int24(length) + bytes([_OVERWRITE])
+        place = _int24(0) * 2 + size + _int24(end - before) + bytes([_OVERWRITE])
         picture = [_chunk(name, body) for name, body in riff_chunks(encoded.tobytes()) if name in (b"VP8 ", b"VP8L")]
         chunks.append(_chunk(b"ANMF", place + b"".join(picture)))
     if text is not None:
         chunks.append(_chunk(b"XMP ", webp_xmp(text)))
+    flags = _IS_ANIMATION | (0 if text is None else _HAS_XMP)
+    chunks[:0] = [
+        _chunk(b"VP8X", struct.pack("<I", flags) + size),
+        _chunk(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, 0)),  # white behind, endless
+    ]
     body = b"WEBP" + b"".join(chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -28,21 +30,24 @@ def pyav() -> ModuleType | None:
     return av
 
 
-def write_mp4(path: Path, frames: NDArray[np.uint8], fps: Fraction, settings: str | None) -> str:
-    """Writes (F, H, W, 3) RGB frames with even sides; returns the codec's name. Raises OSError.
+Frames = Iterable[NDArray[np.uint8]]  # (H, W, 3) RGB each, of one size
+
+
+def write_mp4(path: Path, frames: Frames, fps: Fraction, settings: str | None) -> str:
+    """Writes frames with even sides one by one; returns the codec's name. Raises OSError.
 
     `settings` is a text kept inside: as the comment with H.264, in a box of its own with VP9.
     """
     av = pyav()
     if av is not None:
-        _write_h264(av, path, frames, fps, settings)
+        count = _write_h264(av, path, frames, fps, settings)
         codec = "H.264"
     else:
-        _write_vp9(path, frames, fps, settings)
+        count = _write_vp9(path, frames, fps, settings)
         codec = "VP9"
     written = count_frames(path)
-    if written != len(frames):
-        raise OutputError(f"{path.name}: {written} of {len(frames)} frames were written (is the disk full?)")
+    if written != count:
+        raise OutputError(f"{path.name}: {written} of {count} frames were written (is the disk full?)")
     return codec
 
 
@@ -56,15 +61,20 @@ def count_frames(path: Path) -> int:
     return count
 
 
-def _write_h264(av: ModuleType, path: Path, frames: NDArray[np.uint8], fps: Fraction, settings: str | None) -> None:
-    """Converted with BT.709's matrix in limited range and tagged so in all four fields: colours stay the picture's."""
+def _write_h264(av: ModuleType, path: Path, frames: Frames, fps: Fraction, settings: str | None) -> int:
+    """Converted with BT.709's matrix in limited range and tagged so in all four fields: colours stay the picture's.
+
+    Returns the number of frames.
+    """
+    first, frames = _peeked(frames)
+    count = 0
     matrix, video_range = av.video.reformatter.Colorspace.ITU709, av.video.reformatter.ColorRange.MPEG
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
         if settings is not None:
             container.metadata["comment"] = settings
         # one thread: the same frames give the same bytes on every machine
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(_CRF), "threads": "1"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = first.shape[0], first.shape[1], "yuv420p"
         codec = stream.codec_context
         codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
         codec.color_range = _LIMITED_RANGE
@@ -72,12 +82,26 @@ def _write_h264(av: ModuleType, path: Path, frames: NDArray[np.uint8], fps: Frac
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range=video_range)
             container.mux(stream.encode(picture))
+            count += 1
         container.mux(stream.encode())
+    return count
 
 
-def _write_vp9(path: Path, frames: NDArray[np.uint8], fps: Fraction, settings: str | None) -> None:
-    """OpenCV has no H.264 encoder, and its "mp4v" plays in no browser; it writes no colour tags (BT.601 then)."""
-    height, width = frames.shape[1:3]
+def _peeked(frames: Frames) -> tuple[NDArray[np.uint8], Frames]:
+    """The first frame, for its size, and all of them."""
+    rest = iter(frames)
+    first = next(rest)
+    return first, itertools.chain([first], rest)
+
+
+def _write_vp9(path: Path, frames: Frames, fps: Fraction, settings: str | None) -> int:
+    """OpenCV has no H.264 encoder, and its "mp4v" plays in no browser; it writes no colour tags (BT.601 then).
+
+    Returns the number of frames.
+    """
+    first, frames = _peeked(frames)
+    count = 0
+    height, width = first.shape[:2]
     with quiet_opencv():
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"vp09"), float(fps), (width, height))
     if not writer.isOpened():
@@ -85,8 +109,10 @@ def _write_vp9(path: Path, frames: NDArray[np.uint8], fps: Fraction, settings: s
     try:
         for frame in frames:
             writer.write(np.ascontiguousarray(frame[..., ::-1]))
+            count += 1
     finally:
         writer.release()
     if settings is not None:
         with path.open("ab") as file:
             file.write(mp4_box(settings))
+    return count
