@@ -1,0 +1,116 @@
+"""Does a full-size SDXL pipeline fit, and how long is a step? `python -m bench.sdxl` (Linux; 11 GB of disk).
+
+Writes every part of `--preset i2v-sdxl` at its full size with random numbers in bfloat16, one after the other, then, in
+a fresh process, loads the folder as a user's is loaded, makes one denoising step of a video and decodes a frame. What
+comes out is noise; measured are the time of each stage and the memory of the process at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.load import memory
+from i2v import picture
+from i2v.diffusion.schedule import ANIMATEDIFF_SDXL
+from i2v.load import load
+from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG
+from i2v.models.clip_vision import VIT_H14
+from i2v.models.ip_adapter import IP_PLUS_SDXL_VIT_H
+from i2v.models.motion import MOTION_SDXL
+from i2v.models.unet import SDXL
+from i2v.models.vae import SDXL_VAE
+from i2v.networks import networks
+from i2v.parts import save_part
+from i2v.request import Request
+from weights_convert.own_format import clip_tokenizer, write_text
+
+CONFIGS = {
+    "unet": SDXL, "vae": SDXL_VAE, "text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIGG, "image_encoder": VIT_H14,
+    "image_projection": IP_PLUS_SDXL_VIT_H, "motion": MOTION_SDXL, "i2v_adapter": None, "ip_adapter": None,
+}  # fmt: skip
+
+
+def write(folder: Path) -> None:
+    """All parts, as small random numbers around what leaves a layer's scale alone."""
+    built, total = networks(CONFIGS), 0
+    files = {name: [name] for name in built.slots if name != "image_projection"}
+    files["ip_adapter"] = ["ip_adapter", "image_projection"]
+    generator = torch.Generator().manual_seed(0)
+    for name, parts in files.items():
+        tensors = {}
+        for part in parts:
+            start = "image_proj." if part == "image_projection" else ""
+            for key, like in built.shapes(part).items():
+                drawn = torch.empty(like.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+                tensors[start + key] = drawn + 1 if like.ndim == 1 and key.endswith("weight") else drawn
+        config = CONFIGS["image_projection"] if name == "ip_adapter" else CONFIGS[name]
+        extra = {"schedule": ANIMATEDIFF_SDXL} if name == "motion" else {}
+        save_part(folder / f"{name}.safetensors", tensors, config, dtype=torch.bfloat16, family="sdxl", **extra)
+        count = sum(tensor.numel() for tensor in tensors.values())
+        total += count
+        print(f"{name:16} {count:>14,} parameters", flush=True)
+    for name, text in clip_tokenizer(CLIP_L).items():
+        write_text(folder / name, text)
+    print(f"{'together':16} {total:>14,} parameters", flush=True)
+
+
+@torch.inference_mode()
+def step(folder: Path, frames: int, side: int, guidance: float) -> None:
+    """One step of a video, in this process, which has done nothing else before."""
+    began = time.perf_counter()
+
+    def told(what: str) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        print(f"{what:52} {now - began:7.1f} s, at most {memory('VmHWM') / 1e9:5.1f} GB so far", flush=True)
+        began = now
+
+    pipe = load("i2v-sdxl", "cpu", torch.bfloat16, folder)
+    pipe.guidance_in_turn = True
+    told("loaded and built")
+    photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    request = Request("a cat", steps=1, num_frames=frames, height=side, width=side, guidance_scale=guidance)
+    request = request.resolved(pipe.preset, photo.shape[:2], pipe.max_frames, pipe.vae.cfg.factor)
+    known = pipe.known_frames({0: picture.fit(photo, side, side)}, request)
+    told("the picture through the VAE")
+    conditions = pipe.conditions(photo, request)
+    told("prompts and picture through three encoders")
+    latents = pipe.denoise(known, conditions, request)
+    told(f"one step of {frames} frames of {side}x{side}, guidance {guidance:g}")
+    frame = pipe.decode(latents[:, :1])
+    told("a frame decoded")
+    fine = bool(torch.isfinite(latents).all() and torch.isfinite(frame).all())
+    print(f"latents {tuple(latents.shape)}, a frame {tuple(frame.shape)}, {'all' if fine else 'NOT all'} finite")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.sdxl", description=__doc__)
+    parser.add_argument("--folder", type=Path, help="where the parts are kept; not given: a temporary folder")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--side", type=int, default=512, help="pixels")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="over 1: two calls of the UNet")
+    parser.add_argument("--step", action="store_true", help="the step alone, in this process; --folder is there")
+    args = parser.parse_args()
+    if args.step:
+        step(args.folder, args.frames, args.side, args.guidance_scale)
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "merges.txt").is_file():
+            write(folder)
+        command = [sys.executable, "-m", "bench.sdxl", "--step", "--folder", str(folder)]
+        command += ["--frames", str(args.frames), "--side", str(args.side)]
+        return subprocess.run([*command, "--guidance-scale", str(args.guidance_scale)]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
