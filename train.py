@@ -25,7 +25,7 @@ from i2v import config
 from i2v.config import ConfigError
 from i2v.device import DTYPES
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
-from i2v.training import recipe
+from i2v.training import memory, recipe
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import open_clips
 from i2v.training.distributed import Processes, in_parallel, processes
@@ -64,7 +64,7 @@ def build(cfg: Training) -> Networks:
     """The frozen networks and what is added to them."""
     if cfg.preset != "tiny":
         return build_published(cfg)
-    return build_miniature(cfg.init, cfg.parts, cfg.seed, cfg.prediction, cfg.zero_snr)
+    return build_miniature(cfg.init, cfg.parts, cfg.seed, cfg.prediction, cfg.zero_snr, cfg.new)
 
 
 def make_optimizer(cfg: Training, trained: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -182,6 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(flag.split("=")[0] == "--recipe" for flag in argv):
         return recipe.main(argv, train_main=main)
     cfg = config.from_command_line(Training, argv, prog="train.py")
+    if cfg.dry_run:
+        print(memory.table(cfg))
+        return 0
     with processes(cfg.device) as run:
         return train(cfg, run)
 

@@ -19,6 +19,7 @@ from i2v.training.settings import Training
 
 HELD_OUT_WORLD = 64  # clips of the world that validation chooses from
 MOST_HELD_OUT = 1000  # of the user's
+NONE_HELD_OUT = "none is held out, so validation measures on what is learnt from"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ def open_clips(cfg: Training, networks: Networks, quarantine: Iterable[Mapping[s
     """
     if cfg.data is None:
         train = networks.encoded_world(cfg.cache, cfg.world, "train", cfg.clips, cfg.style)
-        held_out = networks.encoded_world(cfg.cache, cfg.world, "val", HELD_OUT_WORLD, cfg.style)
-        return RunClips(train, held_out, f"{len(train):,} clips of the world, {cfg.world}")
+        words = f"{len(train):,} clips of the world, {cfg.world}"
+        if not cfg.hold_out:
+            return RunClips(train, train, f"{words}\n{NONE_HELD_OUT}")
+        return RunClips(train, networks.encoded_world(cfg.cache, cfg.world, "val", HELD_OUT_WORLD, cfg.style), words)
     return _own(cfg, cfg.data, networks, quarantine)
 
 
@@ -67,7 +70,7 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
         words += f"; dropped: {dropped} (`python -m i2v.data check {path}` says which)"
     train, held_out = split(clips, cfg.hold_out)
     if held_out is train:
-        words += "\nnone is held out, so validation measures on what is learnt from"
+        words += f"\n{NONE_HELD_OUT}"
     else:
         words += f"\n{len(train):,} clips to learn from, {len(held_out):,} held out"
     about = "\n".join([clips.identity, str(cfg.hold_out), *clips.captions])

@@ -41,25 +41,27 @@ def build_miniature(
     seed: int,
     prediction: Prediction | None = None,
     zero_snr: bool = False,
+    new: Sequence[str] = (),
     width: int | None = None,
 ) -> Networks:
     """Parts found in `init` are loaded strictly; the others start from random weights drawn with `seed`.
 
     prediction: what the network learns to predict; None: what `init` was trained for, v where it has no UNet.
+    new: parts that start at random, or as copies, although `init` has them.
     zero_snr: the noise schedule is changed so that its last step is noise alone.
     width: channels of a UNet that starts at random, a multiple of 16; None: the miniature's 96.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = _build(init, parts, width)
+        built = _build(init, parts, new, width)
     built.schedule = changed_schedule(built.schedule, prediction, zero_snr)
     return built
 
 
-def _build(init: Path, parts: Sequence[str], width: int | None) -> Networks:
+def _build(init: Path, parts: Sequence[str], new: Sequence[str], width: int | None) -> Networks:
     def stored(name: str) -> load.PartFile | None:
         path = init / f"{name}.safetensors"
-        return load.header(path) if path.is_file() else None
+        return load.header(path) if path.is_file() and name not in new else None
 
     needed = {"vae.safetensors": "the VAE", load.TEXT_FILES[0]: "the vocabulary", load.TEXT_FILES[1]: "its merges"}
     if "ip_adapter" in parts:

@@ -15,7 +15,8 @@ from i2v.data.world import WORLDS
 
 # what may differ when a run is gone on with: it is of no effect on the weights, or only through the machine
 FREE = {"out", "cache", "device", "threads", "workers", "log_every", "validate_every", "save_every",
-        "keep_checkpoints", "clips_made", "report", "allow_change"}  # fmt: skip
+        "keep_checkpoints", "clips_made", "guidance_scale", "report", "dry_run",
+        "allow_change"}  # fmt: skip
 REPORTS = ("tensorboard", "wandb")
 
 
@@ -38,6 +39,7 @@ class Training:
     tokenizer: Path | None = flag(None, "a folder with vocab.json and merges.txt")
     parts: tuple[str, ...] = flag(("motion", "ip_adapter", "i2v_adapter"), "what is added to the UNet; controlnet: one "
                                   "for canny edges; none: nothing")  # fmt: skip
+    new: tuple[str, ...] = flag((), "parts that are begun anew although --init has them")
     train: tuple[str, ...] = flag(("i2v_adapter.*",), "name patterns of the trained tensors; each must match something")
     lora: int = flag(0, "rank; > 0 trains low-rank changes (LoRA) of the layers that --train names instead")
     # what they learn from
@@ -48,7 +50,7 @@ class Training:
     width: int = flag(64, "likewise")
     keep: tuple[str, ...] = flag((), f"filters that are switched off for --data: {', '.join(FILTERS)}")
     draws: int = flag(1, "clips from each file of --data, with starts of their own")
-    hold_out: float = flag(0.05, "share of --data's files that is kept for validation")
+    hold_out: float = flag(0.05, "share of --data's files that is kept for validation; 0: it measures on all")
     world: str = flag("level_1", "level of the procedural world")
     style: str = flag("", "draw the world in a style: pastel, night; empty: as it is")
     clips: int = flag(16000, "clips drawn and encoded once, then reused")
@@ -86,9 +88,11 @@ class Training:
     log_every: int = flag(20, "steps between log lines")
     validate_every: int = flag(250, "steps between validations")
     clips_made: int = flag(2, "videos made at each validation, from fixed pictures and seeds; 0: none")
+    guidance_scale: float | None = flag(None, "of these videos; not given: the preset's")
     report: tuple[str, ...] = flag((), f"also log there, if it is installed: {', '.join(REPORTS)}")
     save_every: int = flag(250, "steps between checkpoints")
     keep_checkpoints: int = flag(2, "how many checkpoints are kept")
+    dry_run: bool = flag(False, "tell how much memory the run needs, load and train nothing")
     allow_change: tuple[str, ...] = flag((), "settings that may differ from those of the run that is gone on with")
 
     def __post_init__(self) -> None:
@@ -108,8 +112,10 @@ class Training:
         for name in ("drop_text", "drop_image", "hold_out"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
-        if self.preset != "tiny" and self.data is None:
+        if self.preset != "tiny" and self.data is None and not self.dry_run:
             raise ConfigError(f"--preset {self.preset} learns from your clips: give --data PATH")
+        if unknown := sorted(set(self.new) - set(self.parts)):
+            raise ConfigError(f"--new {unknown[0]}: expected some of --parts, {', '.join(self.parts)}")
         if self.data is not None and "controlnet" in self.parts:
             raise ConfigError("--parts controlnet learns from the world's edges; --data is not supported for it")
         if self.checkpointing and self.lora:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -18,13 +18,18 @@ def trained_tensors(cfg: Training, networks: Networks) -> dict[str, nn.Parameter
     if cfg.lora:
         return networks.add_lora(cfg.train, cfg.lora, cfg.seed)
     named = networks.named_parameters()
-    for pattern in cfg.train:
-        if not fnmatch.filter(named, pattern):
-            raise ConfigError(f"--train {pattern!r} matches no tensor; names are like {next(iter(named))}")
-    chosen = {k: p for k, p in named.items() if any(fnmatch.fnmatch(k, pattern) for pattern in cfg.train)}
+    chosen = chosen_by(cfg.train, named)
     for name, parameter in named.items():
         parameter.requires_grad_(name in chosen)
     return chosen
+
+
+def chosen_by(patterns: Sequence[str], named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The tensors whose names match a pattern. Raises ConfigError for a pattern that matches none."""
+    for pattern in patterns:
+        if not fnmatch.filter(named, pattern):
+            raise ConfigError(f"--train {pattern!r} matches no tensor; names are like {next(iter(named))}")
+    return {k: p for k, p in named.items() if any(fnmatch.fnmatch(k, pattern) for pattern in patterns)}
 
 
 def table(networks: Networks, trained: Mapping[str, nn.Parameter]) -> str:

@@ -96,7 +96,7 @@ def make_videos(
                 picture = data.data.first_frame(number)
                 with torch.autocast(networks.device.type, DTYPES[cfg.dtype], enabled=cfg.dtype != "float32"):
                     result = pipe(picture, caption, seed=number, num_frames=cfg.num_frames, height=picture.shape[0],
-                                  width=picture.shape[1])  # fmt: skip
+                                  width=picture.shape[1], guidance_scale=cfg.guidance_scale)  # fmt: skip
                     truth = pipe.decode(true)
                     made = torch.from_numpy(result.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
                 write_video(cfg.out / "clips" / f"step-{step:06d}-{number}.webp", result.frames, result.fps,

@@ -1,0 +1,70 @@
+"""Several processes with gloo: together they learn what one learns, and their number may change on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy_training
+from toy_training import Toy, weights
+
+from i2v.config import ConfigError
+from i2v.training.batches import Batches
+from i2v.training.distributed import Processes
+
+RUN: dict[str, Any] = {"steps": 4, "decay": "constant", "batch": 4, "clips_made": 0, "ema": 0.0, "device": "cpu"}
+
+
+def together(toy: Toy, root: Path, out: Path, count: int, **changed: Any) -> str:
+    """A run of `count` processes, as torchrun starts them; returns what was printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += [toy_training.__file__, *toy.flags(out, **{**RUN, **changed})]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_processes_learn_what_one_learns(toy: Toy, root: Path, tmp_path: Path) -> None:
+    """Within 1e-6 after two steps; then one of them goes on alone, says so, and ends where one alone ends."""
+    toy.run(tmp_path / "one", **RUN)
+    said = together(toy, root, tmp_path / "two", 2, steps=2, micro_batch=1)
+    assert said.count("trained tensors") == 1 and "processes" not in said  # one of them speaks
+    pair, alone = (weights(tmp_path / name / "step-000002") for name in ("two", "one"))
+    assert pair.keys() == alone.keys() and len(pair) > 20
+    assert max(float((pair[k] - alone[k]).abs().max()) for k in pair) < 1e-6
+    rows = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()][:2]
+            for name in ("two", "one")]  # fmt: skip
+    assert [row["loss"] for row in rows[0]] == pytest.approx([row["loss"] for row in rows[1]], abs=1e-6)
+
+
+def test_another_number_of_processes_goes_on_and_says_so(
+    toy: Toy, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.run(tmp_path / "one", **RUN)
+    together(toy, root, tmp_path / "two", 2, steps=2)
+    capsys.readouterr()
+    toy.run(tmp_path / "two", **RUN, allow_change=("steps",))
+    assert "made by 2 processes, now 1 go on" in capsys.readouterr().out
+    pair, alone = (weights(tmp_path / name / "step-000004") for name in ("two", "one"))
+    assert max(float((pair[k] - alone[k]).abs().max()) for k in pair) < 1e-5
+
+
+def test_every_sample_is_drawn_once(toy: Toy) -> None:
+    """The processes' samples of a step are those of one process, none twice."""
+    cfg = toy.config(batch=6)
+    networks = toy.build(cfg)
+    data = networks.encoded_world(cfg.cache, cfg.world, "train", cfg.clips)
+    batches = Batches(cfg, data, networks)
+    whole = next(batches.of_steps(3, 4))
+    parts = [next(batches.of_steps(3, 4, rank, 3)) for rank in range(3)]
+    for name in ("latents", "noise", "timesteps"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    with pytest.raises(ConfigError, match="--batch 6 does not split over 4 processes"):
+        Processes(0, 4).share(6)
