@@ -28,6 +28,7 @@ from typing import Literal
 from i2v import assemble, jobs, load, presets, replay
 from i2v.assemble import ModelFiles
 from i2v.config import ConfigError, flag, from_command_line, from_dict
+from i2v.device import own_device, place
 from i2v.pipeline import I2VPipeline, Stream
 from i2v.request import Request
 from i2v.video import Written, write_video
@@ -88,7 +89,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     @functools.cache
     def pipe() -> I2VPipeline:
-        built = load.build(plan, cfg.device, cfg.dtype, progress=True)
+        built = load.build(plan, own_device(cfg.device, place()), cfg.dtype, progress=True)
         built.decode_chunk, built.guidance_in_turn = cfg.decode_chunk, cfg.guidance_in_turn
         for facts in built.weights.values():
             if "layers" in facts:
@@ -124,7 +125,7 @@ def make_all(
 ) -> int:
     """One after the other, a line each; a failure stops no other job and is told again at the end."""
     failed = []
-    for number, (job, text, fine) in enumerate(jobs.make_all(todo, checker, lambda job: make(job)[1]), 1):
+    for number, job, text, fine in jobs.make_all(todo, checker, lambda job: make(job)[1], place()):
         print(f"[{number}/{len(todo)}] {job.name}: {text}")
         failed += [] if fine else [f"  {job.name}: {text}"]
     if failed:

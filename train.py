@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from i2v import config
 from i2v.config import ConfigError
-from i2v.device import DTYPES
+from i2v.device import DTYPES, own_device
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
 from i2v.training import memory, recipe
 from i2v.training.batches import Batch, Batches
@@ -76,7 +76,7 @@ def make_optimizer(cfg: Training, trained: dict[str, torch.nn.Parameter]) -> tor
 
 def train(cfg: Training, run: Processes) -> int:
     """One run to its end, from where it stopped; 0, or 128 + the number of the signal that stopped it."""
-    device = run.device(cfg.device)
+    device = own_device(cfg.device, run)
     run.share(cfg.batch)  # an error before the work
     if cfg.threads:
         torch.set_num_threads(cfg.threads)

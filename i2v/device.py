@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+
 import torch
+import torch.distributed as dist
 
 from i2v.config import ConfigError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that torchrun started: its number, how many there are, its number on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+
+def place() -> Place:
+    """Where torchrun put this process; alone without it."""
+    if not dist.is_torchelastic_launched():
+        return Place()
+    return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+
+def own_device(name: str | torch.device, here: Place) -> torch.device:
+    """As `pick_device`; with "auto" each of several processes takes a GPU of its own."""
+    if name == "auto" and here.count > 1 and torch.cuda.is_available():
+        return pick_device(f"cuda:{here.local_rank}")
+    return pick_device(name)
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:

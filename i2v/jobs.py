@@ -17,6 +17,7 @@ from i2v import load
 from i2v.assemble import Plan
 from i2v.config import ConfigError, flag, from_dict, to_dict
 from i2v.control import Maps, looked_at
+from i2v.device import Place
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.pipeline import Picture
 from i2v.replay import described, recipe
@@ -26,6 +27,7 @@ from i2v.video import SettingsError, Written, check_output, read_image, settings
 
 # what users can put right, or say so
 MISTAKES = (ValueError, OSError, RuntimeError, MemoryError)
+ALONE = Place()
 A = TypeVar("A")
 B = TypeVar("B")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pnm", ".pbm", ".pgm", ".ppm", ".avif"}
@@ -243,23 +245,29 @@ class Checker:
 
 
 def make_all(
-    todo: Sequence[Job], checker: Checker, make: Callable[[Ready], Written]
-) -> Iterator[tuple[Job, str, bool]]:
-    """Checks every job, then makes what is not there yet: each job, what became of it, and whether that is well."""
+    todo: Sequence[Job], checker: Checker, make: Callable[[Ready], Written], here: Place = ALONE
+) -> Iterator[tuple[int, Job, str, bool]]:
+    """Checks every job, then makes what is not there yet: the number of each job from 1 on, the job, what became of it,
+    and whether that is well.
+
+    here: of several processes each checks all jobs, so that all agree on the names, and makes its own share.
+    """
     checked = [_tried(checker.check, job) for job in todo]
-    for job, ready in zip(todo, checked):
+    for number, (job, ready) in enumerate(zip(todo, checked), 1):
+        if (number - 1) % here.count != here.rank:
+            continue
         if not isinstance(ready, Ready):
-            yield job, ready, False
+            yield number, job, ready, False
         elif ready.finished:
-            yield job, f"{ready.output} is there already, made with these settings", True
+            yield number, job, f"{ready.output} is there already, made with these settings", True
         else:
             began = time.monotonic()
             written = _tried(make, ready)
             if isinstance(written, Written):
                 note = f"; {written.note}" if written.note else ""
-                yield job, f"{written.path} ({written.codec}{note}), {time.monotonic() - began:.1f} s", True
+                yield number, job, f"{written.path} ({written.codec}{note}), {time.monotonic() - began:.1f} s", True
             else:
-                yield job, written, False
+                yield number, job, written, False
 
 
 def _tried(step: Callable[[A], B], given: A) -> B | str:

@@ -6,10 +6,8 @@ What a sample shows is a function of its number in the whole run, so the number 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,27 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from i2v.config import ConfigError
-from i2v.device import pick_device
+from i2v.device import Place, place
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process's number and how many there are."""
-
-    rank: int = 0
-    count: int = 1
-    local_rank: int = 0
+class Processes(Place):
+    """This process among those of the run, and what they do together."""
 
     @property
     def first(self) -> bool:
         """The one that logs, validates and saves."""
         return self.rank == 0
-
-    def device(self, name: str) -> torch.device:
-        """The device of the setting; with "auto", each process of a machine takes a GPU of its own."""
-        if name == "auto" and self.count > 1 and torch.cuda.is_available():
-            return pick_device(f"cuda:{self.local_rank}")
-        return pick_device(name)
 
     def share(self, batch: int) -> int:
         """Clips of a step that this process takes. Raises ConfigError where they do not split evenly."""
@@ -73,16 +60,16 @@ class Processes:
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
     """Joins the processes that torchrun started; without it there is one."""
+    here = place()
     if not dist.is_torchelastic_launched():
         yield Processes()
         return
     on_gpu = torch.cuda.is_available() and device != "cpu"
-    local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(here.local_rank)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), local_rank)
+        yield Processes(here.rank, here.count, here.local_rank)
     finally:
         dist.destroy_process_group()
 

@@ -73,7 +73,7 @@ def estimate(cfg: Training) -> dict[str, int]:
                 for key, old in module._parameters.items():
                     if old is not None and old.is_meta:
                         own = id(old) in trained_ones
-                        new = torch.empty(old.shape, dtype=torch.float32 if own else DTYPES[cfg.dtype])
+                        new = torch.empty(old.shape, dtype=torch.float32 if own else counted_as(cfg.dtype))
                         module._parameters[key] = nn.Parameter(new, requires_grad=own)
         activations = _activations(cfg, built.slots, preset.networks.vae.factor)
     trained = 4 * sum(sizes[name] for name in chosen)
@@ -87,6 +87,11 @@ def estimate(cfg: Training) -> dict[str, int]:
         "moving average": trained,
         "activations": activations.total(cfg.checkpointing),
     }
+
+
+def counted_as(dtype: str) -> torch.dtype:
+    """bfloat16 is counted as float16, which is as large: on a CPU attention leaves bfloat16, on a GPU it does not."""
+    return torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
 
 
 def _named(built: Networks) -> dict[str, nn.Parameter]:
@@ -104,7 +109,7 @@ def _activations(cfg: Training, slots: Mapping[str, Mapping[str, nn.Module]], fa
     """Of one micro-batch's forward pass."""
     clips, frames = cfg.micro_batch or cfg.batch, cfg.num_frames
     unet: Any = slots["unet"][""]
-    config, dtype = unet.cfg, DTYPES[cfg.dtype]
+    config, dtype = unet.cfg, counted_as(cfg.dtype)
     parameters = {p.untyped_storage()._cdata for p in unet.parameters()}
     latents = torch.zeros(clips * frames, config.latent_channels, cfg.height // factor, cfg.width // factor)
     context = torch.zeros(clips, TEXT_TOKENS, config.context_dim, dtype=dtype)

@@ -13,6 +13,7 @@ import pytest
 import sample
 from i2v import jobs, load
 from i2v.config import ConfigError
+from i2v.device import Place
 from i2v.pipeline import I2VPipeline
 from i2v.request import Request
 from i2v.video import read_settings, read_video
@@ -230,3 +231,17 @@ def test_listed_without_a_model() -> None:
     assert several and [job.name for job in both] == ["a.png", "b.png"] and {job.request.seed for job in both} == {3}
     with pytest.raises(ConfigError, match="b.png@1: frame 1 has a.png"):
         jobs.listed(["a.png@1", "b.png@1"], None, Request(), None)
+
+
+def test_several_processes_share_the_jobs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts them: each makes every other video, under the names that one process would give."""
+    alone = run("--image", "in", "--output", "alone")
+    assert alone[0] == 0
+    for rank, made in ((0, ["a", "c"]), (1, ["b"])):
+        monkeypatch.setattr(sample, "place", lambda: Place(rank, 2, rank))  # noqa: B023
+        before = videos()
+        code, out, _ = run("--image", "in", "--output", "shared")
+        assert code == 0 and videos() - before == {f"shared/{name}_0.mp4" for name in made}
+        assert all(f"[{'abc'.index(name) + 1}/3]" in out for name in made) and out.count("/3]") == len(made)
+    for path in Path("alone").glob("*.mp4"):
+        assert np.array_equal(read_video(path), read_video(Path("shared") / path.name))

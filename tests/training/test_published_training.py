@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from i2v.config import ConfigError, from_dict, read
 from i2v.load import load
+from i2v.presets import PRESETS
 from i2v.training import checkpoint
 
 
@@ -81,3 +83,51 @@ def test_a_new_adapter_from_the_files_to_sample_py(
     ]  # fmt: skip
     assert (videos[0] != videos[2]).any() and abs(videos[0].astype(int) - videos[1]).max() <= 1
     assert "i2v_adapter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "files"),
+    [
+        ("motion-sd15-256", ["motion.safetensors", "motion_module.safetensors"]),
+        ("motion-lora-sd15-256", ["lora.safetensors"]),
+        ("image-lora-sd15-512", ["lora.safetensors"]),
+    ],
+)
+def test_other_presets(
+    models: dict[str, Path], clips: Path, tmp_path: Path, root: Path, config: str, files: list[str]
+) -> None:
+    """Motion modules, a LoRA of them and one of the image UNet: trained by their config files, loaded by sample.py."""
+    given = read(root / "configs" / f"{config}.json")
+    kept = {name: given[name] for name in ("parts", "train", "clean_first", "drop_image", "num_frames")}
+    rank = {"lora": 2} if "lora" in given else {}
+    frames = {"num_frames": min(given["num_frames"], 4)}
+    changed = {name: tuple(value) if isinstance(value, list) else value for name, value in {**kept, **frames}.items()}
+    folder = run(settings(models, clips, tmp_path, **changed, **rank, ema=0.0, lr=0.5, validate_every=100))
+    assert sorted(p.name for p in folder.iterdir()) == files
+    flag = {"motion.safetensors": "motion", "lora.safetensors": "motion_lora" if "motion" in config else "lora"}
+    picture = planted.moving(0, 1)[0]
+    videos = [
+        load("i2v-sd15", models=models["i2v-sd15"], **more)(
+            picture, "clip", steps=2, num_frames=3, height=32, width=64
+        ).frames
+        for more in ({}, {flag[files[0]]: folder / files[0]})
+    ]
+    assert (videos[0] != videos[1]).any()
+
+
+@pytest.mark.parametrize("name", ["i2v-sd15-256", "i2v-sd15-512", "i2v-sdxl-512"])
+def test_the_presets_are_the_papers_settings(root: Path, name: str) -> None:
+    """Sec. 4.1: AdamW at a constant 1e-4, 16 frames, the adapter alone, a clean first frame, linear betas on SD1.5."""
+    cfg = from_dict(train.Training, read(root / "configs" / f"{name}.json") | {"data": "clips"}, name)
+    assert (cfg.lr, cfg.decay, cfg.optimizer, cfg.num_frames) == (1e-4, "constant", "adamw", 16)
+    assert cfg.train == ("i2v_adapter.*",) and cfg.clean_first and cfg.known_noise == 0
+    assert {cfg.height, cfg.width} == {int(name[-3:])} and cfg.preset == name[: name.rindex("-")]
+    schedule = PRESETS[cfg.preset].networks
+    assert schedule is not None and (schedule.schedule.kind == "linear") == (cfg.preset == "i2v-sd15")
+
+
+def test_a_preset_without_its_files_says_which(clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lacks .*v1-5-pruned-emaonly.safetensors"):
+        run(settings({"i2v-sd15": clips}, clips, tmp_path))
+    with pytest.raises(ConfigError, match="--preset i2v-sd15 learns from your clips: give --data"):
+        train.Training(preset="i2v-sd15")
