@@ -274,6 +274,7 @@ class I2VPipeline:
                 given.context_kv = self.unet.context_kv(given.text.context, given.image_tokens)
             rows, frames = video.shape[:2]
             folded = video.flatten(0, 1).to(self.dtype)
+            conditions = len(given.text.context) // rows
             out = self.unet(
                 folded,
                 torch.full((rows,), t, device=self.device),
@@ -281,10 +282,11 @@ class I2VPipeline:
                 num_frames=frames,
                 pooled=given.text.pooled,
                 size_ids=given.text.size_ids,
-                control=residuals(folded, t, given.text, numbers),
+                control=residuals(folded.repeat(conditions, 1, 1, 1), t, given.text, numbers),
                 anchor=numbers.index(known.anchor) if known.anchor in numbers else 0,
+                conditions=conditions,
             )
-            return out.unflatten(0, (rows, frames))
+            return out.unflatten(0, (-1, frames))
 
         model = guide(predict, conditions, join=None if self.guidance_in_turn else join)
         with tqdm(total=len(timesteps), desc="denoising", unit="step", leave=False, disable=not progress) as bar:

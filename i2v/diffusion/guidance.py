@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -50,10 +49,11 @@ def guide(
     """A model for the samplers that returns one guided prediction.
 
     Args:
-        predict: (x, t, inputs, ...) -> prediction of x's shape; x holds the known frames too, for every condition.
+        predict: (x, t, inputs, ...) -> prediction of x's shape; x holds the known frames too. For joined inputs, that
+            of every condition, the first one's rows first; x is given once, so that what they share is computed once.
         conditions: the chain, weakest first, e.g. [Condition("negative", a), Condition("positive", b, scale=7.5)].
-        join: makes one `inputs` of several, for a batch of all conditions' rows, the first condition's first. It is
-            called once, here. Without it the conditions run in turn, which needs less memory.
+        join: makes one `inputs` of several, for one call with all conditions' rows. It is called once, here. Without it
+            the conditions run in turn, which needs less memory.
 
     Returns:
         (x, t, ...) -> guided prediction, float32; what follows t is handed on to `predict`. Conditions without a part
@@ -67,7 +67,7 @@ def guide(
         if len(active) == 1:
             return predict(x, t, active[0].inputs, *about).float()
         if join is not None:
-            parts = predict(torch.cat([x] * len(active)), t, joined, *about).float().chunk(len(active))
+            parts = predict(x, t, joined, *about).float().chunk(len(active))
         else:
             parts = tuple(predict(x, t, condition.inputs, *about).float() for condition in active)
         # From the weakest upwards, as differences: equal predictions give back the prediction itself.

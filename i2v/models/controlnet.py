@@ -114,7 +114,7 @@ class ControlNet(Encoder):
             )
         cond = self.conditioning(latents, timesteps, context, num_frames, None, pooled, size_ids, anchor=0)
         clips = len(latents) // len(hint)
-        skips, middle = self.down(self.conv_in(latents) + hint.repeat(clips, 1, 1, 1), cond)
+        skips, middle = self.down(self.conv_first(latents) + hint.repeat(clips, 1, 1, 1), cond)
         out = [conv(state) for conv, state in zip(self.controlnet_down_blocks, skips)]
         return [scale * residual for residual in (*out, self.controlnet_mid_block(middle))]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from i2v.models.layers import Attention, CastLinear, KeysValues, TransformerBlock, attend
+from i2v.models.layers import Attention, CastLinear, KeysValues, Linear, TransformerBlock, attend
 from i2v.models.unet import UNet
 
 
@@ -40,7 +40,7 @@ class ImageProjection(nn.Module):
     def __init__(self, cfg: IPAdapterConfig):
         super().__init__()
         self.tokens = cfg.tokens
-        self.proj = nn.Linear(cfg.image_dim, cfg.tokens * cfg.context_dim)
+        self.proj = Linear(cfg.image_dim, cfg.tokens * cfg.context_dim)
         self.norm = nn.LayerNorm(cfg.context_dim)
 
     def forward(self, embedding: Tensor) -> Tensor:
@@ -56,9 +56,9 @@ class PerceiverAttention(nn.Module):
         self.heads = heads
         self.norm1 = nn.LayerNorm(dim)  # of the features
         self.norm2 = nn.LayerNorm(dim)  # of the latents
-        self.to_q = nn.Linear(dim, inner, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, dim, bias=False)
+        self.to_q = Linear(dim, inner, bias=False)
+        self.to_kv = Linear(dim, 2 * inner, bias=False)
+        self.to_out = Linear(inner, dim, bias=False)
 
     def forward(self, features: Tensor, latents: Tensor) -> Tensor:
         features, latents = self.norm1(features), self.norm2(latents)
@@ -70,7 +70,7 @@ class ResamplerLayer(nn.ModuleList):
     """Attention and feed-forward, each with a residual; features (B, P, D), latents (B, M, D) -> (B, M, D)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int):
-        widen, narrow = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+        widen, narrow = Linear(dim, 4 * dim, bias=False), Linear(4 * dim, dim, bias=False)
         feed_forward = nn.Sequential(nn.LayerNorm(dim), widen, nn.GELU(), narrow)
         super().__init__([PerceiverAttention(dim, heads, head_dim), feed_forward])
 
@@ -87,9 +87,9 @@ class Resampler(nn.Module):
         dim = cfg.dim
         self.latents = nn.Parameter(torch.empty(1, cfg.tokens, dim))
         nn.init.normal_(self.latents, std=dim**-0.5)
-        self.proj_in = nn.Linear(cfg.image_dim, dim)
+        self.proj_in = Linear(cfg.image_dim, dim)
         self.layers = nn.ModuleList(ResamplerLayer(dim, cfg.heads, cfg.head_dim) for _ in range(cfg.depth))
-        self.proj_out = nn.Linear(dim, cfg.context_dim)
+        self.proj_out = Linear(dim, cfg.context_dim)
         self.norm_out = nn.LayerNorm(cfg.context_dim)
 
     def forward(self, features: Tensor) -> Tensor:

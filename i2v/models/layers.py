@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from i2v.models import cpu
+
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -36,11 +38,17 @@ class Conditioning:
     context: ContextKV
     num_frames: int
     anchor: int  # index of the frame whose keys and values the I2V-Adapter shares; the first one in the paper
+    rows: int  # N, of all conditions; before the first cross-attention there are the first condition's rows alone
 
 
 def per_frame(x: Tensor, rows: int) -> Tensor:
     """(R, ...) -> (rows, ...): what is given once per clip is repeated for its frames."""
     return x if len(x) == rows else x.repeat_interleave(rows // len(x), dim=0)
+
+
+def per_condition(x: Tensor, cond: Conditioning) -> Tensor:
+    """(N / G, ...) -> (N, ...): what is the same under all G conditions is repeated; (N, ...) stays as it is."""
+    return x if len(x) == cond.rows else x.repeat(cond.rows // len(x), *[1] * (x.ndim - 1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -50,6 +58,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     one row of k and v: they are folded into the query length, so that neither keys nor values are repeated.
     """
     rows, n = len(k), len(q)
+    if cpu.applies(q) and q.numel() // q.shape[-1] // rows * k.shape[1] >= cpu.SMALL:
+        return cpu.attend(q, k, v, heads).view(q.shape)
     q = rearrange(q, "(r f) l (h d) -> r h (f l) d", r=rows, h=heads)
     k, v = (rearrange(x, "r m (h d) -> r h m d", h=heads) for x in (k, v))
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
@@ -61,11 +71,47 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return rearrange(out, "r h (f l) d -> (r f) l (h d)", f=n // rows)
 
 
-class CastLinear(nn.Linear):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b over the last dimension."""
+    return cpu.linear(x, weight, bias) if cpu.applies(x) else F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer by way of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class CastLinear(Linear):
     """A linear layer that is kept in float32 for training and computes in the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Conv1x1(nn.Conv2d):
+    """A linear layer over the channels of a picture; (N, C, h, w) -> (N, C', h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not cpu.applies(x):
+            return super().forward(x)
+        return cpu.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+class Conv3x3(nn.Conv2d):
+    """A convolution that keeps height and width; (N, C, h, w) -> (N, C', h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if cpu.applies(x) and len(x) * x.shape[2:].numel() < self.out_channels:
+            return cpu.conv3x3(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class Attention(nn.Module):
@@ -76,10 +122,10 @@ class Attention(nn.Module):
         if dim % heads:
             raise ValueError(f"{dim} channels do not split into {heads} heads")
         self.heads = heads
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
-        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_q = Linear(dim, dim, bias=False)
+        self.to_k = Linear(context_dim or dim, dim, bias=False)
+        self.to_v = Linear(context_dim or dim, dim, bias=False)
+        self.to_out = nn.ModuleList([Linear(dim, dim)])
 
     def kv(self, context: Tensor) -> KeysValues:
         """(R, M, context_dim) -> keys and values (R, M, C)."""
@@ -99,9 +145,11 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim: int, inner: int):
         super().__init__()
-        self.proj = nn.Linear(dim, inner * 2)
+        self.proj = Linear(dim, inner * 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if cpu.applies(x):
+            return cpu.geglu(x, self.proj.weight, self.proj.bias)
         x, gate = self.proj(x).chunk(2, dim=-1)
         return x * F.gelu(gate)
 
@@ -112,7 +160,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         # the middle entry stands where published files count a dropout
-        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -153,7 +201,7 @@ class TransformerBlock(nn.Module):
         return self.attn2.to_out[0](out)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        x = x + self.self_attention(self.norm1(x), cond)
+        x = per_condition(x + self.self_attention(self.norm1(x), cond), cond)
         x = x + self.cross_attention(self.norm2(x), cond)
         return x + self.ff(self.norm3(x))
 
@@ -168,9 +216,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear_proj = linear_proj
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear_proj else nn.Conv2d(channels, channels, 1)
+        self.proj_in = Linear(channels, channels) if linear_proj else Conv1x1(channels, channels)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(depth))
-        self.proj_out = nn.Linear(channels, channels) if linear_proj else nn.Conv2d(channels, channels, 1)
+        self.proj_out = Linear(channels, channels) if linear_proj else Conv1x1(channels, channels)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         residual, height = x, x.shape[-2]
@@ -187,7 +235,7 @@ class SpatialTransformer(nn.Module):
         x = rearrange(x, "n (h w) c -> n c h w", h=height)
         if not self.linear_proj:
             x = self.proj_out(x)
-        return x + residual
+        return x + per_condition(residual, cond)
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -213,15 +261,15 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, temb_dim: int, groups: int):
         super().__init__()
         self.norm1 = FrameGroupNorm(groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(temb_dim, out_channels)
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.time_emb_proj = Linear(temb_dim, out_channels)
         self.norm2 = FrameGroupNorm(groups, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv_shortcut = Conv1x1(in_channels, out_channels) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x, cond.num_frames)))
-        h = h + per_frame(self.time_emb_proj(F.silu(cond.temb)), len(h))[:, :, None, None]
+        h = h + per_frame(self.time_emb_proj(F.silu(cond.temb)), cond.rows)[: len(h), :, None, None]
         h = self.conv2(F.silu(self.norm2(h, cond.num_frames)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -242,7 +290,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return self.conv(F.interpolate(x, size=size, mode="nearest"))

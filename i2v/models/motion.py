@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from i2v.models.layers import Attention, Conditioning, FeedForward, FrameGroupNorm, ResBlock
+from i2v.models.layers import Attention, Conditioning, FeedForward, FrameGroupNorm, Linear, ResBlock
 from i2v.models.unet import UNet
 
 
@@ -70,9 +70,9 @@ class MotionModule(nn.Module):
         self.max_frames = cfg.max_frames
         self.scale = 1.0  # of what is added; 0: every frame alone
         self.norm = FrameGroupNorm(groups, channels, eps=1e-6, over_frames=cfg.motion_norm_over_frames)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = Linear(channels, channels)
         self.transformer_blocks = nn.ModuleList([TemporalBlock(channels, cfg)])
-        self.proj_out = nn.Linear(channels, channels)
+        self.proj_out = Linear(channels, channels)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 

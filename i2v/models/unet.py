@@ -15,12 +15,15 @@ from i2v.models.layers import (
     Attention,
     Conditioning,
     ContextKV,
+    Conv3x3,
     Downsample,
     FrameGroupNorm,
+    Linear,
     ResBlock,
     SpatialTransformer,
     TransformerBlock,
     Upsample,
+    per_condition,
     per_frame,
 )
 
@@ -77,8 +80,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
-        self.linear_1 = nn.Linear(in_dim, out_dim)
-        self.linear_2 = nn.Linear(out_dim, out_dim)
+        self.linear_1 = Linear(in_dim, out_dim)
+        self.linear_2 = Linear(out_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -138,7 +141,7 @@ class UpLevel(Level):
     def forward(self, x: Tensor, skips: list[Tensor], cond: Conditioning) -> Tensor:
         """(N, C, h, w) -> (N, C', h', w'). Takes its skip connections off the end of `skips`."""
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), cond)
+            x = self.layer(i, torch.cat([x, per_condition(skips.pop(), cond)], dim=1), cond)
         for up in self.upsamplers:
             x = up(x, size=skips[-1].shape[-2:])
         return x
@@ -181,7 +184,7 @@ class Encoder(nn.Module):
         self.time_embedding = TimeEmbedding(ch[0], temb)
         sizes = cfg.size_numbers * cfg.size_dim
         self.add_embedding = TimeEmbedding(cfg.pooled_dim + sizes, temb) if cfg.pooled_dim else None
-        self.conv_in = nn.Conv2d(cfg.latent_channels, ch[0], 3, padding=1)
+        self.conv_in = Conv3x3(cfg.latent_channels, ch[0])
 
         self.down_blocks, width = nn.ModuleList(), ch[0]
         for i, out in enumerate(ch):
@@ -241,6 +244,7 @@ class Encoder(nn.Module):
         pooled: Tensor | None,
         size_ids: Tensor | None,
         anchor: int,
+        conditions: int = 1,
     ) -> Conditioning:
         """What the blocks look at, from the arguments of `UNet.forward`; raises ValueError where rows do not fit."""
         if num_frames < 1 or len(latents) % num_frames or not 0 <= anchor < num_frames:
@@ -251,16 +255,26 @@ class Encoder(nn.Module):
         counts = {name: len(x) for name, x in rows.items() if x is not None}
         counts["context"] = context.rows if isinstance(context, ContextKV) else len(context)
         for name, count in counts.items():
-            if count not in (len(latents) // num_frames, len(latents)):
+            all_frames = len(latents) * (1 if name == "timesteps" else conditions)
+            if count not in (all_frames // num_frames, all_frames):
                 raise ValueError(
-                    f"{name} has {count} rows, expected one per clip ({len(latents) // num_frames}) "
-                    f"or per frame ({len(latents)})"
+                    f"{name} has {count} rows, expected one per clip ({all_frames // num_frames}) "
+                    f"or per frame ({all_frames})"
                 )
 
         kv = context if isinstance(context, ContextKV) else self.context_kv(context, image_tokens)
         if [list(kv.text), list(kv.image)] != list(self._cross_attentions()):
             raise ValueError("this ContextKV is another UNet's, or older than its IP-Adapter: call context_kv again")
-        return Conditioning(self.embed_time(timesteps, pooled, size_ids), kv, num_frames, anchor)
+        temb = self.embed_time(timesteps.repeat(conditions), pooled, size_ids)
+        return Conditioning(temb, kv, num_frames, anchor, conditions * len(latents))
+
+    def conv_first(self, latents: Tensor, conditions: int = 1) -> Tensor:
+        """(N, C, h, w) -> (N, C', h, w), or one such for every condition where they differ from the start (SDXL)."""
+        if latents.device.type == "cpu":  # all that follows keeps this order; the tokens of a picture are then a view
+            latents = latents.contiguous(memory_format=torch.channels_last)
+        if self.add_embedding is not None and conditions > 1:
+            latents = latents.repeat(conditions, 1, 1, 1)
+        return self.conv_in(latents)
 
     def down(self, x: Tensor, cond: Conditioning) -> tuple[list[Tensor], Tensor]:
         """What conv_in returned, (N, C, h, w) -> what the skip connections keep, from `x` on, and the middle."""
@@ -285,7 +299,7 @@ class UNet(Encoder):
             self.up_blocks.append(UpLevel(widths, temb, cfg, i))
 
         self.conv_norm_out = FrameGroupNorm(cfg.groups, cfg.channels[0])
-        self.conv_out = nn.Conv2d(cfg.channels[0], cfg.latent_channels, 3, padding=1)
+        self.conv_out = Conv3x3(cfg.channels[0], cfg.latent_channels)
 
     def forward(
         self,
@@ -299,6 +313,7 @@ class UNet(Encoder):
         size_ids: Tensor | None = None,
         control: Sequence[Tensor] | None = None,
         anchor: int = 0,
+        conditions: int = 1,
     ) -> Tensor:
         """Predict the noise; (B*F, C, h, w) -> (B*F, C, h, w).
 
@@ -308,15 +323,20 @@ class UNet(Encoder):
         pooled, size_ids: SDXL only, (B, P) and (B, 6), or B*F rows.
         control: ControlNet residuals, one per skip connection, then one for the middle; B*F rows, or B for all frames.
         anchor: the frame whose keys and values the I2V-Adapter shares.
+        conditions: G, how many predictions to make of the same latents and timesteps, the halves of guidance: all other
+            arguments and the result have G times the rows above, the first condition's first. What comes before the
+            first cross-attention is computed once.
         Raises ValueError where row counts do not fit.
         """
-        cond = self.conditioning(latents, timesteps, context, num_frames, image_tokens, pooled, size_ids, anchor)
-        skips, x = self.down(self.conv_in(latents), cond)
+        cond = self.conditioning(
+            latents, timesteps, context, num_frames, image_tokens, pooled, size_ids, anchor, conditions
+        )
+        skips, x = self.down(self.conv_first(latents, conditions), cond)
 
         if control is not None:
             if len(control) != len(skips) + 1:
                 raise ValueError(f"control has {len(control)} tensors, expected {len(skips)} for the skips, 1 for mid")
-            skips = [s + per_frame(c, len(s)) for s, c in zip(skips, control)]
+            skips = [per_condition(s, cond) + per_frame(c, cond.rows) for s, c in zip(skips, control)]
             x = x + per_frame(control[-1], len(x))
 
         for block in self.up_blocks:

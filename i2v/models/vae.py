@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from i2v.models.layers import attend
+from i2v.models.layers import Conv1x1, Conv3x3, Linear, attend
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class VAEResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.conv_shortcut = Conv1x1(in_channels, out_channels) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -76,8 +76,8 @@ class VAEAttention(nn.Module):
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q, self.to_k, self.to_v = (Linear(channels, channels) for _ in range(3))
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = rearrange(self.group_norm(x), "n c h w -> n (h w) c")
@@ -116,7 +116,7 @@ class VAEUpsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -150,7 +150,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths, last = cfg.channels, len(cfg.channels) - 1
         self.patch = cfg.patch
-        self.conv_in = nn.Conv2d(cfg.pixel_channels * cfg.patch**2, widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(cfg.pixel_channels * cfg.patch**2, widths[0])
         self.down_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
             level = VAELevel(widths[max(i - 1, 0)], width, cfg.layers, cfg.groups)
@@ -159,7 +159,7 @@ class Encoder(nn.Module):
             self.down_blocks.append(level)
         self.mid_block = MidBlock(widths[-1], cfg.groups, cfg.mid_attention)
         self.conv_norm_out = nn.GroupNorm(cfg.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * cfg.latent_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], 2 * cfg.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(x, self.patch))
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, last = cfg.channels[::-1], len(cfg.channels) - 1
         self.patch = cfg.patch
-        self.conv_in = nn.Conv2d(cfg.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(cfg.latent_channels, widths[0])
         self.mid_block = MidBlock(widths[0], cfg.groups, cfg.mid_attention)
         self.up_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
@@ -184,7 +184,7 @@ class Decoder(nn.Module):
                 level.upsamplers = nn.ModuleList([VAEUpsample(width)])
             self.up_blocks.append(level)
         self.conv_norm_out = nn.GroupNorm(cfg.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], cfg.pixel_channels * cfg.patch**2, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], cfg.pixel_channels * cfg.patch**2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(x))

@@ -12,14 +12,14 @@ A, B, C = (torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(k)
 
 
 class Network:
-    """Adds its condition to x and counts rows."""
+    """Adds its condition to x, or each of several joined ones, and counts rows."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
 
     def __call__(self, x: Tensor, t: int, inputs: Tensor) -> Tensor:
-        self.rows.append(len(x))
-        return torch.sin(x + inputs) * t
+        self.rows.append(len(inputs))
+        return torch.sin(x.repeat(len(inputs) // len(x), 1, 1, 1, 1) + inputs) * t
 
 
 def test_two_conditions_are_the_usual_guidance():

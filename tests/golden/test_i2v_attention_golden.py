@@ -20,7 +20,7 @@ IMAGE = {"to_k_ip": "ip_adapter.to_k_ip", "to_v_ip": "ip_adapter.to_v_ip"}
 def conditioning(block: TransformerBlock, context, anchor: int = 0) -> Conditioning:
     text, image = context[:, :-IMAGE_TOKENS], context[:, -IMAGE_TOKENS:]
     kv = ContextKV({block.attn2: block.attn2.kv(text)}, {block.ip_adapter: block.ip_adapter.kv(image)}, len(context))
-    return Conditioning(torch.empty(0), kv, FRAMES, anchor)
+    return Conditioning(torch.empty(0), kv, FRAMES, anchor, rows=FRAMES * len(context))
 
 
 def block_weights(tensors, attention: str) -> dict[str, torch.Tensor]:

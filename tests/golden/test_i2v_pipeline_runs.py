@@ -80,8 +80,9 @@ def denoise(
             image_tokens=image_tokens,
             num_frames=frames,
             anchor=anchor,
+            conditions=len(context) // len(x),
         )
-        outputs.append(folded.unflatten(0, (len(x), frames)))
+        outputs.append(folded.unflatten(0, (-1, frames)))
         return outputs[-1]
 
     given = {name: tensor[:batch] for name, tensor in data.inputs.items() if "embeds" in name}

@@ -34,7 +34,7 @@ def loaded(weights: dict[str, torch.Tensor], cfg: MotionConfig) -> MotionModule:
 
 
 def clips_of(frames: int) -> Conditioning:
-    return Conditioning(torch.empty(0), ContextKV({}, {}, 1), frames, anchor=0)
+    return Conditioning(torch.empty(0), ContextKV({}, {}, 1), frames, anchor=0, rows=frames)
 
 
 def weights(data, name: str) -> dict[str, torch.Tensor]:

@@ -94,7 +94,7 @@ def test_cross_attention(scale):
 
     def result(image: torch.Tensor) -> torch.Tensor:
         kv = ContextKV({block.attn2: block.attn2.kv(text)}, {block.ip_adapter: block.ip_adapter.kv(image)}, 2)
-        return block.cross_attention(x, Conditioning(torch.empty(0), kv, num_frames=1, anchor=0))
+        return block.cross_attention(x, Conditioning(torch.empty(0), kv, num_frames=1, anchor=0, rows=2))
 
     assert apart(result(image), want) < TOLERANCE
     assert apart(result(image * 1.05), want) > 10 * TOLERANCE

@@ -1,0 +1,73 @@
+"""The four heavy operations on a CPU, for inference: the same sums as their plain twins in `layers.py`, sooner.
+
+PyTorch gives float32 matrix products to MKL, which does without AVX-512 on processors that are not Intel's; its oneDNN,
+which does the convolutions, uses it everywhere. What `torch.compile` calls for that is called here directly. There is
+no backward pass: with gradients on, on another device or under autocast, `applies` says no and the plain twin runs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 2**17  # scores of a thread that are made at once: half a megabyte, which stays in its cache
+SMALL = 2**14  # scores of one head below which PyTorch's own attention is as fast
+
+
+def applies(x: Tensor) -> bool:
+    """Whether the functions below may be used for this input."""
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() > 0
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+    """F.linear. `then="gelu"`: with an exact GELU, applied while the result is still in the cache."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
+
+
+def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(..., C) -> (..., D): the first D rows of the weight, times the GELU of the last D rows, without two big passes."""
+    (value, gate), (value_bias, gate_bias) = weight.chunk(2), bias.chunk(2)
+    gates = linear(x, gate, gate_bias, then="gelu")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """`layers.attend`: q (N, L, C); k, v (R, M, C) -> (N, L, C).
+
+    Head by head, so many queries at once that their scores stay in the cache. For bfloat16 the scores and their softmax
+    are float32, as in PyTorch's own; the products with V are bfloat16.
+    """
+    rows, size = len(k), q.shape[-1] // heads
+    q = q.reshape(rows, -1, heads, size)
+    out = torch.empty(q.shape, dtype=q.dtype)
+    block = max(1, BLOCK * torch.get_num_threads() // k.shape[1])
+    k = k.unflatten(-1, (heads, size)).float() / math.sqrt(size)
+    v = v.unflatten(-1, (heads, size)).movedim(1, -1).contiguous()  # (R, heads, size, M)
+    for row in range(rows):
+        for head in range(heads):
+            keys, values = k[row, :, head].contiguous(), v[row, head]
+            for first in range(0, q.shape[1], block):
+                some = slice(first, first + block)
+                weights = linear(q[row, some, head].float(), keys).softmax(-1).to(q.dtype)
+                out[row, some, head] = linear(weights, values)
+    return out
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.conv2d(x, weight, bias, padding=1) as one product of matrices; (N, C, h, w) -> (N, C', h, w), channels last.
+
+    For small pictures under large weights, which a convolution sorts anew at each call.
+    """
+    padded = F.pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1))
+    patches = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # (N, h, w, C, 3, 3)
+    return linear(patches.flatten(3), weight.flatten(1), bias).movedim(-1, 1)

@@ -1,0 +1,141 @@
+"""The CPU's ways to the same sums: each against its plain twin, which runs where gradients are on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from miniature import CONFIG, FRAMES, complete, inputs
+from torch import Tensor
+
+from i2v.models import cpu, layers
+from i2v.models.unet import UNet
+
+EXACT = 1e-5  # relative to the largest value, float32
+pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def both(f: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """The result in inference, then the plain one."""
+    with torch.no_grad():
+        fast = f()
+    return fast, f().detach()
+
+
+def test_where_it_applies():
+    x = draw(2, 3)
+    assert not cpu.applies(x)
+    with torch.no_grad():
+        assert cpu.applies(x) and not cpu.applies(x.double()) and not cpu.applies(x.to("meta"))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not cpu.applies(x)
+
+
+def test_linear_and_geglu():
+    with torch.random.fork_rng(devices=[]):
+        geglu, linear = layers.GEGLU(24, 40), layers.Linear(24, 10)
+    x = draw(3, 5, 24)
+    assert apart(*both(lambda: linear(x))) < EXACT
+    fast, plain = both(lambda: geglu(x))
+    assert apart(fast, plain) < EXACT
+    value, gate = F.linear(x, geglu.proj.weight, geglu.proj.bias).chunk(2, -1)
+    assert apart((gate * F.gelu(value)).detach(), plain) > 100 * EXACT  # the halves are not interchangeable
+
+
+@pytest.mark.parametrize("clips", [1, 2, 6])
+@pytest.mark.parametrize("block", [1, 100, cpu.BLOCK])
+def test_attention(monkeypatch, clips, block):
+    """6 rows of queries that share the keys of 1 or 2 clips, or have their own; blocks of one query to all of them."""
+    monkeypatch.setattr(cpu, "SMALL", 0)
+    monkeypatch.setattr(cpu, "BLOCK", block)
+    q, k, v = draw(6, 9, 24), draw(clips, 7, 24, seed=1), draw(clips, 7, 24, seed=2)
+    fast, plain = both(lambda: layers.attend(q.requires_grad_(torch.is_grad_enabled()), k, v, heads=3))
+    assert apart(fast, plain) < EXACT
+    with torch.no_grad():
+        assert apart(layers.attend(q, k, v.roll(1, dims=1), heads=3), plain) > 100 * EXACT
+    with torch.no_grad():  # views, as the adapter's keys are
+        wide = torch.cat([k, v], dim=-1)
+        assert torch.equal(cpu.attend(q, wide[..., :24], wide[..., 24:], 3), cpu.attend(q, k, v, 3))
+
+
+@torch.no_grad()
+def test_attention_in_bfloat16_errs_about_as_much_as_pytorchs():
+    """Scores in bfloat16 would err four times as much, which is seen."""
+    q, k, v = ((2 * draw(2, 256, 64, seed=s)).bfloat16() for s in range(3))
+    exact = layers.attend(q.double(), k.double(), v.double(), heads=2)
+    heads = [x.unflatten(-1, (2, 32)).transpose(1, 2) for x in (q, k, v)]
+
+    def error(x: Tensor) -> float:
+        return float((x - exact).square().mean().sqrt())
+
+    theirs = error(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+    coarse = (heads[0] @ heads[1].mT / 32**0.5).softmax(-1) @ heads[2]
+    assert error(layers.attend(q, k, v, heads=2)) < 1.5 * theirs < error(coarse.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind, channels", [(layers.Conv3x3, 64), (layers.Conv3x3, 16), (layers.Conv1x1, 16)])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_convolutions(kind, channels, order):
+    """64 channels for 40 pixels: one product of matrices; 16: a convolution."""
+    with torch.random.fork_rng(devices=[]):
+        conv = kind(8, channels)
+    x = draw(2, 8, 4, 5).contiguous(memory_format=order)
+    fast, plain = both(lambda: conv(x))
+    assert apart(fast, plain) < EXACT
+    if kind is layers.Conv3x3:
+        assert apart(F.conv2d(x, conv.weight.flip(-1), conv.bias, padding=1).detach(), plain) > 100 * EXACT
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    return complete()
+
+
+@pytest.mark.parametrize("small", [0, cpu.SMALL])
+def test_the_whole_unet(monkeypatch, unet, small):
+    monkeypatch.setattr(cpu, "SMALL", small)
+    assert apart(*both(lambda: unet(**inputs(), num_frames=FRAMES))) < EXACT
+
+
+@torch.no_grad()
+def test_what_conditions_share_is_computed_once(unet):
+    """Two conditions in one call, with the latents given once, equal the call with everything given twice."""
+    given, other = inputs(), inputs(seed=5)
+    two = {name: torch.cat([given[name], other[name]]) for name in ("context", "image_tokens")}
+    rows: list[int] = []
+    first = unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    hooks = [m.register_forward_hook(lambda _, x, out: rows.append(len(out))) for m in (first.norm1, first.norm2)]
+    once = unet(**(given | two), num_frames=FRAMES, conditions=2)
+    for hook in hooks:
+        hook.remove()
+    assert rows == [len(given["latents"]), 2 * len(given["latents"])]
+    double = {name: torch.cat([given[name]] * 2) for name in ("latents", "timesteps")}
+    assert apart(once, unet(**(double | two), num_frames=FRAMES)) < EXACT
+    assert apart(once[: len(given["latents"])], unet(**given, num_frames=FRAMES)) < EXACT
+    control = [draw(2 * len(given["latents"]), c, *s, seed=7) for c, s in control_shapes(unet, given["latents"])]
+    once = unet(**(given | two), num_frames=FRAMES, conditions=2, control=control)
+    assert apart(once, unet(**(double | two), num_frames=FRAMES, control=control)) < EXACT
+
+
+def control_shapes(unet: UNet, latents: Tensor) -> list[tuple[int, tuple[int, int]]]:
+    cond = unet.conditioning(latents, torch.zeros(1), unet.context_kv(draw(1, 7, CONFIG.context_dim),
+                             draw(1, 4, CONFIG.context_dim)), len(latents), None, None, None, 0)  # fmt: skip
+    skips, middle = unet.down(unet.conv_first(latents), cond)
+    return [(x.shape[1], tuple(x.shape[2:])) for x in (*skips, middle)]
+
+
+@torch.no_grad()
+def test_rows_of_conditions_are_checked(unet):
+    with pytest.raises(ValueError, match="context has 2 rows, expected one per clip"):
+        unet(**inputs(), num_frames=FRAMES, conditions=2)
