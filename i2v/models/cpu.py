@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "n
 
 
 def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(..., C) -> (..., D): the first D rows of the weight, times the GELU of the last D rows, without two big passes."""
+    """(..., C) -> (..., D): the product with the weight's first half, times the GELU of that with the other half."""
     (value, gate), (value_bias, gate_bias) = weight.chunk(2), bias.chunk(2)
     gates = linear(x, gate, gate_bias, then="gelu")
     return torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
