@@ -273,8 +273,8 @@ class I2VPipeline:
             if given.context_kv is None:
                 given.context_kv = self.unet.context_kv(given.text.context, given.image_tokens)
             rows, frames = video.shape[:2]
-            folded = video.flatten(0, 1).to(self.dtype)
             conditions = len(given.text.context) // rows
+            folded = video.flatten(0, 1).to(self.dtype)
             out = self.unet(
                 folded,
                 torch.full((rows,), t, device=self.device),

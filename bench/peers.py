@@ -1,0 +1,150 @@
+"""Full-size networks with random weights, ours and diffusers' on the very same tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.ip_adapter import add_ip_adapter
+from i2v.models.motion import MOTION_V2, add_motion_modules
+from i2v.models.unet import SD15, UNet
+from i2v.models.vae import SD_VAE, VAE
+
+MOTION_NAMES = {
+    ".norms.0.": ".norm1.",
+    ".norms.1.": ".norm2.",
+    ".attention_blocks.0.": ".attn1.",
+    ".attention_blocks.1.": ".attn2.",
+    ".ff_norm.": ".norm3.",
+}
+TEXT, IMAGE = 77, 4  # tokens
+
+
+def randomize(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Memory and weights for a network on the meta device: matrices that keep the variance, norms of 1, biases of 0."""
+    module.to(dtype).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if p.ndim > 1:
+                bound = math.sqrt(3 / p[0].numel())
+                p.uniform_(-bound, bound, generator=generator)
+            else:
+                p.fill_(float("norm" in name and name.endswith("weight")))
+    return module.requires_grad_(False).eval()
+
+
+def unet(adapter: bool = False) -> UNet:
+    """SD1.5 with motion modules and IP-Adapter, on the meta device."""
+    with torch.device("meta"):
+        net = UNet(SD15)
+        add_motion_modules(net, MOTION_V2)
+        add_ip_adapter(net)
+        if adapter:
+            add_i2v_adapter(net)
+    return net
+
+
+def diffusers_unet(ours: UNet) -> Any:
+    """diffusers' UNet of AnimateDiff with IP-Adapter, on our tensors."""
+    from diffusers import UNetMotionModel
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    with torch.device("meta"):
+        theirs = UNetMotionModel(
+            in_channels=4, out_channels=4, cross_attention_dim=SD15.context_dim, num_attention_heads=8,
+            motion_max_seq_length=MOTION_V2.max_frames, use_motion_mid_block=True,
+        )  # fmt: skip
+    weights, images = {}, {}
+    for name, tensor in ours.state_dict().items():
+        if ".ip_adapter." in name:
+            images[name] = tensor
+            continue
+        if ".motion_modules." in name:
+            for mine, other in MOTION_NAMES.items():
+                name = name.replace(mine, other)
+        weights[name] = tensor
+    for name, module in theirs.named_modules():
+        if name.endswith("pos_embed"):
+            position = torch.arange(MOTION_V2.max_frames)[:, None]
+            frequency = torch.exp(torch.arange(0, module.pe.shape[2], 2) * (-math.log(10000.0) / module.pe.shape[2]))
+            angle = position * frequency
+            weights[f"{name}.pe"] = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[None].to(ours.conv_in.weight)
+    theirs.load_state_dict(weights, assign=True)
+    processors = {}
+    for name, processor in theirs.attn_processors.items():
+        block, _, kind = name.removesuffix(".processor").rpartition(".")
+        if kind == "attn2" and ".motion_modules." not in name:
+            key, value = (images[f"{block}.ip_adapter.to_{part}_ip.weight"] for part in "kv")
+            processor = IPAdapterAttnProcessor2_0(key.shape[0], key.shape[1], num_tokens=(IMAGE,))
+            processor.to_k_ip[0].weight, processor.to_v_ip[0].weight = nn.Parameter(key), nn.Parameter(value)
+        processors[name] = processor
+    theirs.set_attn_processor(processors)
+    return theirs.requires_grad_(False).eval()
+
+
+def inputs(frames: int, size: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
+    """Of a guided step: one clip, two conditions."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    width = SD15.context_dim
+    return {
+        "latents": draw(frames, 4, size // 8, size // 8),
+        "context": draw(2, TEXT, width),
+        "image_tokens": draw(2, IMAGE, width),
+    }
+
+
+def our_step(net: UNet, given: dict[str, Tensor]) -> Callable[[], Tensor]:
+    """A guided call of our UNet, as the pipeline makes it: keys and values of the context are there."""
+    context = net.context_kv(given["context"], given["image_tokens"])
+    timesteps = torch.tensor([500], device=given["latents"].device)
+    frames = len(given["latents"])
+    return lambda: net(given["latents"], timesteps, context, num_frames=frames, conditions=2)
+
+
+def diffusers_step(net: Any, given: dict[str, Tensor]) -> Callable[[], Tensor]:
+    """The same call of diffusers' UNet, as its pipeline makes it."""
+    frames = len(given["latents"])
+    sample = given["latents"].movedim(0, 1)[None].repeat(2, 1, 1, 1, 1)
+    text = given["context"].repeat_interleave(frames, 0)
+    image = given["image_tokens"].repeat_interleave(frames, 0)[:, None]
+    return lambda: net(sample, torch.tensor(500), (text, [image])).sample.transpose(1, 2).flatten(0, 1)
+
+
+def operations(adapter: bool, frames: int, size: int) -> int:
+    """Multiplications and additions of matrix products, convolutions and attention in our guided step."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net = unet(adapter)
+        step = our_step(net, inputs(frames, size, torch.float32, "meta"))
+        before = counter.get_total_flops()
+        step()
+        return int(counter.get_total_flops() - before)
+
+
+def vae() -> VAE:
+    """On the meta device."""
+    with torch.device("meta"):
+        return VAE(SD_VAE)
+
+
+def diffusers_vae(ours: VAE) -> Any:
+    """diffusers' autoencoder on our tensors."""
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        theirs = AutoencoderKL(
+            block_out_channels=SD_VAE.channels, layers_per_block=SD_VAE.layers,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    return theirs.requires_grad_(False).eval()

@@ -1,0 +1,220 @@
+"""How fast we are beside diffusers and beside the machine: `python -m bench.speed unet-256-float32 vae-256-float32`.
+
+Each name is a row, measured in a process of its own and merged into bench/speed.json; `--list` names them, `--table`
+writes what there is into docs/speed.md. Both sides run the same random weights, sizes and dtype, in turn; times are
+medians. A row also measures a large matrix product, `torch.mm` of 4096 x 4096, which is what PyTorch makes of the
+machine, and counts operations. A row takes minutes; nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import peers
+from i2v.models.i2v_adapter import add_i2v_adapter
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "bench/speed.json", ROOT / "docs/speed.md"
+SETTINGS = {256: 4, 512: 16}  # side -> frames
+
+
+def peak() -> float:
+    """GB that this process held at most."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1]) / 1e9 if found else 0.0
+
+
+def seconds(f: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    f()
+    return time.perf_counter() - began
+
+
+def in_turn(sides: dict[str, Callable[[], Any]], repeats: int, warm: bool) -> dict[str, float]:
+    """Median seconds of each, after one round that does not count (`warm`)."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats + warm):
+        for name, f in sides.items():
+            times[name].append(seconds(f))
+    return {name: statistics.median(found[warm:]) for name, found in times.items()}
+
+
+def matrix_product(dtype: torch.dtype) -> float:
+    """GFLOP/s of a large one."""
+    a = torch.randn(4096, 4096).to(dtype)
+    return 2 * 4096**3 / in_turn({"": lambda: a @ a}, 5, True)[""] / 1e9
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def unet(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    """A guided step of ours, without and with the I2V-Adapter, and of diffusers."""
+    frames = SETTINGS[size]
+    ours = peers.randomize(peers.unet(), dtype)
+    theirs = peers.diffusers_step(peers.diffusers_unet(ours), peers.inputs(frames, size, dtype))
+    step = peers.our_step(ours, peers.inputs(frames, size, dtype))
+    slots = {name: m for name, m in ours.named_modules() if hasattr(m, "i2v_adapter")}
+    add_i2v_adapter(ours)
+    adapters = {name: m.i2v_adapter for name, m in slots.items()}
+
+    def without() -> Tensor:
+        for module in slots.values():
+            module.i2v_adapter = None
+        return step()
+
+    def with_adapter() -> Tensor:
+        for name, module in slots.items():
+            module.i2v_adapter = adapters[name]
+        return step()
+
+    rate = matrix_product(dtype)
+    last: dict[str, Tensor] = {}
+    sides = {"diffusers": theirs, "ours": without, "with adapter": with_adapter}
+    kept = {name: (lambda name=name, f=f: last.__setitem__(name, f())) for name, f in sides.items()}
+    times = in_turn(kept, repeats, warm=size < 512)
+    work = {"ours": peers.operations(False, frames, size), "with adapter": peers.operations(True, frames, size)}
+    return {
+        "seconds": times,
+        "ratio": times["diffusers"] / times["ours"],
+        "GFLOP": {name: count / 1e9 for name, count in work.items()},
+        "GFLOP/s": {name: work[name] / times[name] / 1e9 for name in work},
+        "matrix product": rate,
+        "adapter's operations": work["with adapter"] / work["ours"] - 1,
+        "adapter's time": times["with adapter"] / times["ours"] - 1,
+        # motion modules pool a norm over frames in diffusers alone: equal outputs are a test's matter
+        "difference": difference(last["ours"].float(), last["diffusers"].float()),
+    }
+
+
+def vae(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    """The pictures of one clip decoded."""
+    ours = peers.randomize(peers.vae(), dtype)
+    theirs = peers.diffusers_vae(ours)
+    z = torch.randn(SETTINGS[size], 4, size // 8, size // 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sides = {"diffusers": lambda: theirs.decode(z / 0.18215).sample, "ours": lambda: ours.decode(z)}
+    rate, times = matrix_product(dtype), in_turn(sides, repeats, warm=True)
+    apart = difference(sides["ours"]().float(), sides["diffusers"]().float())
+    return {"seconds": times, "ratio": times["diffusers"] / times["ours"], "matrix product": rate, "difference": apart}
+
+
+def memory(size: int, dtype: torch.dtype, side: str) -> dict[str, Any]:
+    """Peak of a process that makes one step of one side, and what it held before."""
+    frames = SETTINGS[size]
+    ours = peers.randomize(peers.unet(), dtype)
+    given = peers.inputs(frames, size, dtype)
+    make = peers.our_step(ours, given) if side == "ours" else peers.diffusers_step(peers.diffusers_unet(ours), given)
+    before = peak()
+    make()
+    return {"GB before": before, "GB peak": peak()}
+
+
+def rows() -> dict[str, Callable[[int], dict[str, Any]]]:
+    """All rows by name, as functions of the number of repeats."""
+    found: dict[str, Callable[[int], dict[str, Any]]] = {}
+    for size in SETTINGS:
+        for name in ("float32", "bfloat16"):
+            dtype = getattr(torch, name)
+            found[f"unet-{size}-{name}"] = lambda n, s=size, d=dtype: unet(s, d, n)
+            found[f"vae-{size}-{name}"] = lambda n, s=size, d=dtype: vae(s, d, n)
+            for side in ("ours", "diffusers"):
+                found[f"memory-{size}-{name}-{side}"] = lambda n, s=size, d=dtype, w=side: memory(s, d, w)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    import diffusers
+
+    return {
+        "cpu": cpu[1] if cpu else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def cells(found: dict[str, Any]) -> str:
+    """One line of the table."""
+    times = found.get("seconds", {})
+    first = [f"{times[k]:.2f} s" if k in times else "" for k in ("diffusers", "ours")]
+    ratio = f"{found['ratio']:.2f}" if "ratio" in found else ""
+    rate = f"{found['GFLOP/s']['ours']:.0f} of {found['matrix product']:.0f}" if "GFLOP/s" in found else ""
+    adapter = ""
+    if "adapter's time" in found:
+        more, work = found["adapter's time"], found["adapter's operations"]
+        adapter = f"+{100 * more:.1f} % for +{100 * work:.1f} %"
+    held = f"{found['GB peak']:.1f} GB ({found['GB peak'] - found['GB before']:.1f})" if "GB peak" in found else ""
+    return " | ".join([*first, ratio, rate, adapter, held])
+
+
+def table(all_rows: dict[str, Any]) -> str:
+    """Markdown of all results; rows that nobody measured are named."""
+    lines = [
+        "| row | diffusers | ours | ratio | GFLOP/s, of `torch.mm`'s | adapter: time for operations | peak (step) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in rows():
+        found = all_rows.get(name)
+        lines.append(f"| {name} | {cells(found)} |" if found else f"| {name} | *not run* | | | | | |")
+    machines = sorted({json.dumps(found["machine"], sort_keys=True) for found in all_rows.values()})
+    about = ["; ".join(f"{k} {v}" for k, v in json.loads(one).items()) for one in machines]
+    return "\n".join([*lines, "", *(f"Measured with: {one}." for one in about)])
+
+
+def write_table() -> None:
+    """Between the marks of docs/speed.md."""
+    text = PAGE.read_text()
+    start, end = "<!-- table: speed -->\n", "\n<!-- end of table -->"
+    head, rest = text.split(start)
+    PAGE.write_text(head + start + table(results()) + end + rest.split(end, 1)[1])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row", nargs="*", choices=[*rows(), []], help="rows to measure, see --list")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--list", action="store_true", help="name all rows")
+    parser.add_argument("--table", action="store_true", help="write docs/speed.md's table")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(rows()))
+    for name in args.row:
+        if args.here:
+            with torch.inference_mode():
+                print(json.dumps(rows()[name](args.repeats) | {"repeats": args.repeats, "machine": machine()}))
+            continue
+        command = [sys.executable, "-m", "bench.speed", name, "--here", "--repeats", str(args.repeats)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(name, json.dumps(found), flush=True)
+        RESULTS.write_text(json.dumps(results() | {name: found}, indent=1) + "\n")
+    if args.table:
+        write_table()
+
+
+if __name__ == "__main__":
+    main()
