@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i2v.models import cpu
 from i2v.models.layers import (
     Attention,
     Conditioning,
@@ -270,7 +271,8 @@ class Encoder(nn.Module):
 
     def conv_first(self, latents: Tensor, conditions: int = 1) -> Tensor:
         """(N, C, h, w) -> (N, C', h, w), or one such for every condition where they differ from the start (SDXL)."""
-        if latents.device.type == "cpu":  # all that follows keeps this order; the tokens of a picture are then a view
+        if cpu.applies(latents):  # all that follows keeps this order, in which the tokens of a picture are a view;
+            # not for training: the backward pass of PyTorch's GroupNorm crashes on it where the input needs no gradient
             latents = latents.contiguous(memory_format=torch.channels_last)
         if self.add_embedding is not None and conditions > 1:
             latents = latents.repeat(conditions, 1, 1, 1)

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "i2v.models.cpu": MODELS,
     "i2v.models.layers": {*MODELS, "i2v.models.cpu"},
     # Adapters are slots of the UNet: they share leaf modules and never import each other.
+    "i2v.models.unet": {*MODELS, "i2v.models.cpu", "i2v.models.layers"},
     "i2v.models.motion": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
     "i2v.models.i2v_adapter": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
     "i2v.models.ip_adapter": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
