@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter
 from i2v.models.motion import MOTION_V2, add_motion_modules
-from i2v.models.unet import SD15, UNet
+from i2v.models.unet import SD15, UNet, UNetConfig
 from i2v.models.vae import SD_VAE, VAE
 
+CUT = replace(SD15, channels=SD15.channels[:2], depths=SD15.depths[:2], heads=SD15.heads[:2])  # its two finest levels
 MOTION_NAMES = {
     ".norms.0.": ".norm1.",
     ".norms.1.": ".norm2.",
@@ -40,10 +42,10 @@ def randomize(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module.requires_grad_(False).eval()
 
 
-def unet(adapter: bool = False) -> UNet:
-    """SD1.5 with motion modules and IP-Adapter, on the meta device."""
+def unet(config: UNetConfig, adapter: bool = False) -> UNet:
+    """With motion modules and IP-Adapter, on the meta device."""
     with torch.device("meta"):
-        net = UNet(SD15)
+        net = UNet(config)
         add_motion_modules(net, MOTION_V2)
         add_ip_adapter(net)
         if adapter:
@@ -60,6 +62,9 @@ def diffusers_unet(ours: UNet) -> Any:
         theirs = UNetMotionModel(
             in_channels=4, out_channels=4, cross_attention_dim=SD15.context_dim, num_attention_heads=8,
             motion_max_seq_length=MOTION_V2.max_frames, use_motion_mid_block=True,
+            block_out_channels=ours.cfg.channels,
+            down_block_types=[("CrossAttn" if depth else "") + "DownBlockMotion" for depth in ours.cfg.depths],
+            up_block_types=[("CrossAttn" if depth else "") + "UpBlockMotion" for depth in ours.cfg.depths[::-1]],
         )  # fmt: skip
     weights, images = {}, {}
     for name, tensor in ours.state_dict().items():
@@ -121,10 +126,10 @@ def diffusers_step(net: Any, given: dict[str, Tensor]) -> Callable[[], Tensor]:
     return lambda: net(sample, torch.tensor(500), (text, [image])).sample.transpose(1, 2).flatten(0, 1)
 
 
-def operations(adapter: bool, frames: int, size: int) -> int:
+def operations(config: UNetConfig, adapter: bool, frames: int, size: int) -> int:
     """Multiplications and additions of matrix products, convolutions and attention in our guided step."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net = unet(adapter)
+        net = unet(config, adapter)
         step = our_step(net, inputs(frames, size, torch.float32, "meta"))
         before = counter.get_total_flops()
         step()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bench import peers
 from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.unet import SD15, UNetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "bench/speed.json", ROOT / "docs/speed.md"
@@ -64,10 +65,10 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def unet(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+def unet(config: UNetConfig, size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     """A guided step of ours, without and with the I2V-Adapter, and of diffusers."""
     frames = SETTINGS[size]
-    ours = peers.randomize(peers.unet(), dtype)
+    ours = peers.randomize(peers.unet(config), dtype)
     theirs = peers.diffusers_step(peers.diffusers_unet(ours), peers.inputs(frames, size, dtype))
     step = peers.our_step(ours, peers.inputs(frames, size, dtype))
     slots = {name: m for name, m in ours.named_modules() if hasattr(m, "i2v_adapter")}
@@ -89,7 +90,7 @@ def unet(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     sides = {"diffusers": theirs, "ours": without, "with adapter": with_adapter}
     kept = {name: (lambda name=name, f=f: last.__setitem__(name, f())) for name, f in sides.items()}
     times = in_turn(kept, repeats, warm=size < 512)
-    work = {"ours": peers.operations(False, frames, size), "with adapter": peers.operations(True, frames, size)}
+    work = {name: peers.operations(config, name != "ours", frames, size) for name in ("ours", "with adapter")}
     return {
         "seconds": times,
         "ratio": times["diffusers"] / times["ours"],
@@ -117,7 +118,7 @@ def vae(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
 def memory(size: int, dtype: torch.dtype, side: str) -> dict[str, Any]:
     """Peak of a process that makes one step of one side, and what it held before."""
     frames = SETTINGS[size]
-    ours = peers.randomize(peers.unet(), dtype)
+    ours = peers.randomize(peers.unet(SD15), dtype)
     given = peers.inputs(frames, size, dtype)
     make = peers.our_step(ours, given) if side == "ours" else peers.diffusers_step(peers.diffusers_unet(ours), given)
     before = peak()
@@ -131,7 +132,8 @@ def rows() -> dict[str, Callable[[int], dict[str, Any]]]:
     for size in SETTINGS:
         for name in ("float32", "bfloat16"):
             dtype = getattr(torch, name)
-            found[f"unet-{size}-{name}"] = lambda n, s=size, d=dtype: unet(s, d, n)
+            found[f"unet-{size}-{name}"] = lambda n, s=size, d=dtype: unet(SD15, s, d, n)
+            found[f"cut-{size}-{name}"] = lambda n, s=size, d=dtype: unet(peers.CUT, s, d, n)
             found[f"vae-{size}-{name}"] = lambda n, s=size, d=dtype: vae(s, d, n)
             for side in ("ours", "diffusers"):
                 found[f"memory-{size}-{name}-{side}"] = lambda n, s=size, d=dtype, w=side: memory(s, d, w)

@@ -137,5 +137,5 @@ def control_shapes(unet: UNet, latents: Tensor) -> list[tuple[int, tuple[int, in
 
 @torch.no_grad()
 def test_rows_of_conditions_are_checked(unet):
-    with pytest.raises(ValueError, match="context has 2 rows, expected one per clip"):
+    with pytest.raises(ValueError, match="2 rows, expected one per clip .4."):
         unet(**inputs(), num_frames=FRAMES, conditions=2)
