@@ -5,7 +5,7 @@ Letters in shapes: B clips, F frames, N = B*F, L tokens (of a picture or of a te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from i2v.models import cpu
+from i2v.models import cpu, frozen
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -73,7 +73,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b over the last dimension."""
+    if frozen.applies(x, weight, bias):
+        return frozen.linear(x, weight, bias)
     return cpu.linear(x, weight, bias) if cpu.applies(x) else F.linear(x, weight, bias)
+
+
+def conv2d(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """What `conv` does."""
+    if frozen.applies(x, conv.weight, conv.bias):
+        return frozen.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+    return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+
+
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> Tensor:
+    """function(x); what it makes on the way is not kept for the gradient where the modules that it uses are frozen."""
+    used = frozen.applies(x, *(p for m in modules for p in m.parameters()))
+    return frozen.again(function, x) if used else function(x)
 
 
 class Linear(nn.Linear):
@@ -98,7 +113,7 @@ class Conv1x1(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not cpu.applies(x):
-            return super().forward(x)
+            return conv2d(x, self)
         return cpu.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
@@ -111,7 +126,7 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if cpu.applies(x) and len(x) * x.shape[2:].numel() < self.out_channels:
             return cpu.conv3x3(x, self.weight, self.bias)
-        return super().forward(x)
+        return conv2d(x, self)
 
 
 class Attention(nn.Module):
@@ -203,7 +218,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         x = per_condition(x + self.self_attention(self.norm1(x), cond), cond)
         x = x + self.cross_attention(self.norm2(x), cond)
-        return x + self.ff(self.norm3(x))
+        return x + recomputed(lambda x: self.ff(self.norm3(x)), x, self.norm3, self.ff)
 
 
 class SpatialTransformer(nn.Module):
@@ -268,9 +283,9 @@ class ResBlock(nn.Module):
         self.conv_shortcut = Conv1x1(in_channels, out_channels) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x, cond.num_frames)))
+        h = self.conv1(recomputed(lambda x: F.silu(self.norm1(x, cond.num_frames)), x, self.norm1))
         h = h + per_frame(self.time_emb_proj(F.silu(cond.temb)), cond.rows)[: len(h), :, None, None]
-        h = self.conv2(F.silu(self.norm2(h, cond.num_frames)))
+        h = self.conv2(recomputed(lambda h: F.silu(self.norm2(h, cond.num_frames)), h, self.norm2))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -282,7 +297,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return conv2d(x, self.conv)
 
 
 class Upsample(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from i2v.models.layers import Attention, Conditioning, FeedForward, FrameGroupNorm, Linear, ResBlock
+from i2v.models.layers import Attention, Conditioning, FeedForward, FrameGroupNorm, Linear, ResBlock, recomputed
 from i2v.models.unet import UNet
 
 
@@ -56,7 +56,7 @@ class TemporalBlock(nn.Module):
         for norm, attention in zip(self.norms, self.attention_blocks):
             h = norm(x)
             x = x + attention(h + positions.to(h.dtype))
-        return x + self.ff(self.ff_norm(x))
+        return x + recomputed(lambda x: self.ff(self.ff_norm(x)), x, self.ff_norm, self.ff)
 
 
 class MotionModule(nn.Module):

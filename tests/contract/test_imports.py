@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "i2v": {*RUNTIME, "i2v", "weights_convert"},
     "i2v.models": {*MODELS, "i2v.models"},
     "i2v.models.cpu": MODELS,
-    "i2v.models.layers": {*MODELS, "i2v.models.cpu"},
+    "i2v.models.frozen": {*MODELS, "i2v.models.cpu"},
+    "i2v.models.layers": {*MODELS, "i2v.models.cpu", "i2v.models.frozen"},
     # Adapters are slots of the UNet: they share leaf modules and never import each other.
     "i2v.models.unet": {*MODELS, "i2v.models.cpu", "i2v.models.layers"},
     "i2v.models.motion": {*MODELS, "i2v.models.layers", "i2v.models.unet"},

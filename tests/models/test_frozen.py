@@ -1,0 +1,80 @@
+"""Training with frozen weights: the gradients of the plain operations, with less kept for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from miniature import FRAMES, complete, inputs
+from torch import Tensor
+
+from i2v.models import frozen, layers
+from i2v.models.unet import UNet
+
+EXACT = 1e-5  # relative to the largest value of a gradient, float32
+
+
+def step(unet: UNet, trained: str, autocast: bool = False) -> tuple[dict[str, Tensor], int]:
+    """Gradients of what is trained, and the bytes that the graph keeps besides parameters."""
+    parameters = {id(p) for p in unet.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if id(x) not in parameters and x.untyped_storage().data_ptr() not in storages:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    storages = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", enabled=autocast):
+        out = unet(**inputs(), num_frames=FRAMES)
+    out.float().square().mean().backward()
+    found = {name: p.grad for name, p in unet.named_parameters() if trained in name}
+    unet.zero_grad(set_to_none=True)
+    return {name: grad for name, grad in found.items() if grad is not None}, sum(kept.values())
+
+
+def both(trained: str, autocast: bool = False) -> tuple[float, float, int]:
+    """Largest difference to the plain step, share of the memory that it keeps, number of gradients."""
+    unet = complete()
+    plain, most = step(unet.requires_grad_(True), trained, autocast)  # all trained: no short way
+    for name, p in unet.named_parameters():
+        p.requires_grad_(trained in name)
+    mine, kept = step(unet, trained, autocast)
+    assert mine.keys() == plain.keys()
+    return max(float((mine[k] - plain[k]).abs().max() / plain[k].abs().max()) for k in mine), kept / most, len(mine)
+
+
+def test_the_adapters_gradients_are_the_plain_ones():
+    error, kept, count = both("i2v_adapter")
+    assert count > 0 and error < EXACT and kept < 0.6
+
+
+def test_a_wrong_gradient_is_seen(monkeypatch):
+    backward = frozen._Linear.backward
+    monkeypatch.setattr(
+        frozen._Linear, "backward", staticmethod(lambda ctx, g: (backward(ctx, g)[0] * 1.01, None, None))
+    )
+    assert both("i2v_adapter")[0] > 100 * EXACT
+
+
+def test_under_autocast():
+    error, kept, _ = both("i2v_adapter", autocast=True)
+    assert error < 0.1 and kept < 0.6
+
+
+@pytest.mark.parametrize("trained", ["motion_modules", "attn2", "conv1"])
+def test_other_choices_train_too(trained):
+    """Parts that the short ways run through are plain where they are trained, short elsewhere."""
+    error, _, count = both(trained)
+    assert count > 0 and error < EXACT
+
+
+def test_where_it_applies():
+    x, w = torch.randn(2, 3, requires_grad=True), torch.randn(4, 3)
+    assert frozen.applies(x, w, None) and not frozen.applies(x.detach(), w)
+    assert not frozen.applies(x, w.requires_grad_())
+    with torch.no_grad():
+        assert not frozen.applies(x, w.detach())
+    conv = layers.Downsample(3).requires_grad_(False)
+    picture = torch.randn(1, 3, 5, 5, requires_grad=True)
+    short = torch.autograd.grad(conv(picture).sum(), picture)[0]
+    assert torch.allclose(short, torch.autograd.grad(conv.requires_grad_(True)(picture).sum(), picture)[0])
