@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from eval import compare, known_flow, miniature, probe_ceiling
+from eval import compare, known_flow, miniature, probe_ceiling, reproduce
+from eval.paper import TABLES
 
-COMMANDS = {"miniature": miniature.main, "probe": probe_ceiling.main, "known-flow": known_flow.main}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "miniature": miniature.main,
+    "probe": probe_ceiling.main,
+    "known-flow": known_flow.main,
+    **{table: functools.partial(reproduce.main, table) for table in TABLES},
+}
 
 
 def main(argv: list[str]) -> int:

@@ -14,6 +14,7 @@ from eval.charts import line_chart
 from eval.experiments import QUALITY, Evaluation, Needs, shot
 from eval.held_out import SCENES
 from eval.page import Section
+from eval.paper import TABLE_2, TABLE_3
 from eval.tables import (
     COLUMNS,
     NONE,
@@ -28,18 +29,15 @@ from eval.tables import (
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 
 SHOWN_SCENES = 3  # on the page, of rows that are compared clip by clip
-# The paper's Table 3: FlowScore, WarpingError
+# The paper's Table 3: strength of both adapters, FlowScore, WarpingError
 ABLATIONS = {
-    "full": (1.0, 1.0, 0.7124, 11.8388),
-    "without Content-Adapter": (1.0, 0.0, 1.3533, 19.5557),
-    "without I2V-Adapter": (0.0, 1.0, 0.2684, 13.7764),
-    "without both": (0.0, 0.0, 1.5671, 24.5928),
-}
-# The paper's Table 2: (t0, p) -> FlowScore
-PAPER_FLOW = {
-    (1.0, 1.0): 0.8395, (0.9, 1.0): 0.4168, (0.8, 1.0): 0.2712, (0.7, 1.0): 0.1912, (0.6, 1.0): 0.1428,
-    (1.0, 0.9): 0.9895, (1.0, 0.7): 0.9064, (1.0, 0.5): 0.8046, (1.0, 0.3): 0.7477, (1.0, 0.1): 0.6918,
+    row.name if row.settings else "full": (
+        row.settings.get("i2v_scale", 1.0), row.settings.get("ip_scale", 1.0), *row.numbers[2:]
+    )
+    for row in reversed(TABLE_3)
 }  # fmt: skip
+# The paper's Table 2: (t0, p) -> FlowScore
+PAPER_FLOW = {(row.settings["t0"], row.settings["p"]): row.values["flow_score"] for row in TABLE_2}
 T0S, PS, P_AT = (1.0, 0.9, 0.8, 0.7, 0.6), (1.0, 0.9, 0.7, 0.5, 0.3, 0.1), (1.0, 0.8)
 # (t0, steps of the full schedule): each lowered t0 is followed by a full schedule of as many steps as it runs
 FEWER_STEPS = ((1.0, 25), (0.8, 25), (1.0, 20), (0.6, 25), (1.0, 15), (0.8, 10), (1.0, 8))

@@ -116,7 +116,9 @@ def missing(measured: Sequence[Measured], shown_columns: Sequence[Column]) -> li
     out = []
     for (reason, count), heads in columns_of.items():
         all_of_them = count == len(measured)
-        out.append(f"Empty: {reason}." if all_of_them else f"{', '.join(heads)}: without {count} videos; {reason}.")
+        named = all_of_them and any(reason.startswith(head.partition(" x ")[0]) for head in heads)
+        state = "empty" if all_of_them else f"without {count} videos"
+        out.append(f"Empty: {reason}." if named else f"{', '.join(heads)}: {state}; {reason}.")
     return out
 
 
