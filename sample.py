@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from eval.best_of import ranking
 from i2v import assemble, jobs, load, presets, replay
 from i2v.assemble import ModelFiles
 from i2v.config import ConfigError, flag, from_command_line, from_dict
@@ -52,6 +53,7 @@ class SampleConfig(ModelFiles, Request):
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag("auto", "number format of the networks",
                                                                     "--precision")  # fmt: skip
+    best_of: int = flag(1, "make the video with this many seeds, from --seed on, rank them and name their faults")
     decode_chunk: int = flag(8, "frames that the VAE decodes at once", "--decode-chunk-size")
     guidance_in_turn: bool = flag(False, "run the two halves of guidance one after the other: less memory")
 
@@ -83,6 +85,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--decode-chunk {cfg.decode_chunk}: expected at least 1 frame")
     request = Request(**{f.name: getattr(cfg, f.name) for f in fields(Request)})
     todo, several = jobs.listed(cfg.image, cfg.jobs, request, cfg.output)
+    if cfg.best_of != 1:
+        if place().count > 1:
+            raise ConfigError("--best-of compares the videos of one process; start it once, without torchrun")
+        todo, several = jobs.by_seed(todo, cfg.best_of), True
     plan = assemble.plan(files)
     plan.refuse()
     checker = jobs.Checker(plan, cfg.overwrite, several, todo)
@@ -101,7 +107,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return video, write_video(job.output, video.frames, video.fps, video.settings, overwrite=cfg.overwrite)
 
     if several:
-        return make_all(todo, checker, make)
+        return make_all(todo, checker, make, cfg.best_of)
     ready = checker.check(todo[0])
     full = ready.request
     print(f"{ready.job.name} -> {full.num_frames} frames of {full.width}x{full.height}, seed {full.seed}, "
@@ -121,13 +127,19 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def make_all(
-    todo: Sequence[jobs.Job], checker: jobs.Checker, make: Callable[[jobs.Ready], tuple[Stream, Written]]
+    todo: Sequence[jobs.Job], checker: jobs.Checker, make: Callable[[jobs.Ready], tuple[Stream, Written]], best_of: int
 ) -> int:
-    """One after the other, a line each; a failure stops no other job and is told again at the end."""
-    failed = []
-    for number, job, text, fine in jobs.make_all(todo, checker, lambda job: make(job)[1], place()):
+    """One after the other, a line each; of every `best_of` a ranking. A failure stops no other job and is told again
+    at the end."""
+    failed, videos = [], list[Path]()
+    for number, job, text, video in jobs.make_all(todo, checker, lambda job: make(job)[1], place()):
         print(f"[{number}/{len(todo)}] {job.name}: {text}")
-        failed += [] if fine else [f"  {job.name}: {text}"]
+        videos += [] if video is None else [video]
+        failed += [f"  {job.name}: {text}"] if video is None else []
+        if best_of > 1 and number % best_of == 0:
+            if len(videos) > 1:
+                print("\n".join(ranking(videos)))
+            videos = []
     if failed:
         print(f"sample.py: error: {len(failed)} of {len(todo)} failed", *failed, sep="\n", file=sys.stderr)
     return 2 if failed else 0

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from eval import compare, known_flow, miniature, probe_ceiling, reproduce
+from eval import compare, fault_rates, known_flow, miniature, probe_ceiling, reproduce
 from eval.paper import TABLES
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "miniature": miniature.main,
     "probe": probe_ceiling.main,
+    "faults": fault_rates.main,
     "known-flow": known_flow.main,
     **{table: functools.partial(reproduce.main, table) for table in TABLES},
 }

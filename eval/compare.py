@@ -22,7 +22,7 @@ from i2v.config import ConfigError, flag
 @dataclass(frozen=True)
 class Comparison(NetworkFiles):
     """python -m eval VIDEOS [flags]: measure videos of any origin side by side. Other evaluations have names:
-    table1, table2, table3 (the paper's), miniature, probe, known-flow; each explains its flags with --help."""
+    table1, table2, table3 (the paper's), miniature, probe, faults, known-flow; each explains its flags with --help."""
 
     videos: tuple[str, ...] = flag((), "videos, folders of a model's videos, or of several models'; NAME=FOLDER names "
                                    "a model. The flag itself may be left out")  # fmt: skip

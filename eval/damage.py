@@ -92,7 +92,7 @@ def degraded(frames: Video, change: Callable[[Video], Video]) -> Video:
     return out
 
 
-def drifting(scene: Scene, frames: Video) -> Video:
+def drifting(scene: Scene | None, frames: Video) -> Video:
     """Red comes, blue goes: 30 levels by the end."""
     return _bytes(frames + np.linspace(0, 1, len(frames))[:, None, None, None] * np.array([30, 0, -30]))
 
@@ -116,6 +116,21 @@ def jumping(scene: Scene, frames: Video) -> Video:
     """The whole picture jumps to and fro, by 3 of 64 pixels."""
     step = round(3 * frames.shape[1] / 64)
     return np.stack([np.roll(frame, (0, step * (i % 2)), axis=(0, 1)) for i, frame in enumerate(frames)])
+
+
+def another_colour(frames: Video) -> Video:
+    """After frame 0, red is 10 levels stronger and blue weaker."""
+    return np.concatenate([frames[:1], _bytes(frames[1:] + np.array([10.0, 0, -10]))])
+
+
+def softer(frames: Video, sigma: float = 1.5) -> Video:
+    """After frame 0, blurred by 1.5 of 64 pixels."""
+    return np.concatenate([frames[:1], blurred(frames[1:], sigma)])
+
+
+def displaced(frames: Video) -> Video:
+    """After frame 0, shifted by 3 of 64 pixels."""
+    return np.concatenate([frames[:1], np.roll(frames[1:], round(3 * frames.shape[2] / 64), axis=2)])
 
 
 # Fault -> how it is made; the metric that has to see it; by how much it has to fall (below 0: rise).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from eval.videos import pictures_in, prompts_of
 from i2v.config import ConfigError, write_text
@@ -48,7 +48,7 @@ def chosen(folder: Path, prompts: Path | None, count: int | None, seed: int, lis
         raise ConfigError(f"--count {wanted}: {folder} has {len(pairs)} pictures with prompts; expected 1 to that many")
     if wanted == len(pairs):
         return pairs
-    return sorted(random.Random(seed).sample(pairs, wanted), key=lambda pair: pair.name)
+    return [pairs[n] for n in sorted(np.random.default_rng(seed).choice(len(pairs), wanted, replace=False))]
 
 
 def mjhq(folder: Path) -> list[Pair]:
@@ -91,7 +91,7 @@ def of_folder(folder: Path, prompts: Path | None) -> list[Pair]:
 def of_world(world: WorldConfig, count: int, seed: int, frames: int, size: int, out: Path) -> list[Pair]:
     """Scenes of split "val" of the miniature world, drawn into `out`: pictures, prompts and masks."""
     pairs = []
-    for index in sorted(random.Random(seed).sample(range(WORLD_SCENES), count)):
+    for index in sorted(np.random.default_rng(seed).choice(WORLD_SCENES, count, replace=False).tolist()):
         clip, name = make_clip(world, "val", index, frames, size), f"scene_{index:04d}"
         pair = Pair(name, out / "pictures" / f"{name}.png", clip.caption, "", out / "masks" / f"{name}.png")
         for file, pixels in ((pair.file, clip.frames[0][..., ::-1]), (out / "masks" / f"{name}.png", clip.mask * 255)):

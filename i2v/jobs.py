@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +90,23 @@ def one(images: Sequence[str], request: Request, output: Path | None, name: str 
                               "PATH@FRAME gives it another")  # fmt: skip
         known[int(frame or 0)] = path
     return Job(name or " ".join(images), known, request, output, folder)
+
+
+def by_seed(todo: Sequence[Job], count: int) -> list[Job]:
+    """Every job with `count` seeds, from its own on, into a folder under its picture's name and seed.
+
+    Raises ConfigError for a count below 2 and for a job that gives one file for all of them.
+    """
+    if count < 2:
+        raise ConfigError(f"--best-of {count}: expected 2 or more videos to choose from")
+    out = []
+    for job in todo:
+        if job.output is not None and job.output.suffix:
+            raise ConfigError(f"--output {job.output}: --best-of {count} makes several videos; give a folder for them")
+        place = replace(job, output=None, folder=job.output or job.folder)
+        seeds = range(job.request.seed, job.request.seed + count)
+        out += [replace(place, name=f"{job.name}, seed {s}", request=replace(job.request, seed=s)) for s in seeds]
+    return out
 
 
 def many(images: Sequence[str], jobs: Path | None, request: Request, folder: Path | None) -> list[Job]:
@@ -246,9 +263,9 @@ class Checker:
 
 def make_all(
     todo: Sequence[Job], checker: Checker, make: Callable[[Ready], Written], here: Place = ALONE
-) -> Iterator[tuple[int, Job, str, bool]]:
+) -> Iterator[tuple[int, Job, str, Path | None]]:
     """Checks every job, then makes what is not there yet: the number of each job from 1 on, the job, what became of it,
-    and whether that is well.
+    and its video if all is well.
 
     here: of several processes each checks all jobs, so that all agree on the names, and makes its own share.
     """
@@ -257,17 +274,18 @@ def make_all(
         if (number - 1) % here.count != here.rank:
             continue
         if not isinstance(ready, Ready):
-            yield number, job, ready, False
+            yield number, job, ready, None
         elif ready.finished:
-            yield number, job, f"{ready.output} is there already, made with these settings", True
+            yield number, job, f"{ready.output} is there already, made with these settings", ready.output
         else:
             began = time.monotonic()
             written = _tried(make, ready)
             if isinstance(written, Written):
                 note = f"; {written.note}" if written.note else ""
-                yield number, job, f"{written.path} ({written.codec}{note}), {time.monotonic() - began:.1f} s", True
+                told = f"{written.path} ({written.codec}{note}), {time.monotonic() - began:.1f} s"
+                yield number, job, told, written.path
             else:
-                yield number, job, written, False
+                yield number, job, written, None
 
 
 def _tried(step: Callable[[A], B], given: A) -> B | str:
