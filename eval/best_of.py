@@ -23,7 +23,8 @@ Frames = NDArray[np.uint8]
 Colours = NDArray[np.float32]
 SIDE, TILES = 128, 8  # pixels, squeezed to a square; tiles a side
 # thresholds, fixed on true and spoilt clips of split "train"
-STATIC = 1.5  # % of the frame
+STATIC, UNCHANGED = 2.5, 0.5  # % of the frame; of its pixels, by CHANGE
+CHANGE = 8.0  # delta E
 DRIFTING = 3.0  # delta E of CIE 1976
 FLICKERING = 1.5  # delta E
 SEAM = 1.7  # times the other steps
@@ -32,11 +33,12 @@ FLOORS = (0.5, 1.0)  # delta E, % of the frame: below these a step's size says n
 
 @dataclass(frozen=True)
 class Examined:
-    """motion: how far things get from frame 0, % of the frame. drift: of the colours in the last quarter from frame 0,
+    """motion: how far things get from frame 0, % of the frame. changed: how many pixels do, %. drift: of the colours in the last quarter from frame 0,
     delta E. flicker: of a frame against the mean of its neighbours, delta E. seam: the largest step over the third
     largest, and seam_after, the frame before it."""
 
     motion: float
+    changed: float
     drift: float
     flicker: float
     seam: float
@@ -46,7 +48,7 @@ class Examined:
     def ratios(self) -> dict[str, float]:
         """Each fault against its threshold: above 1 it is there."""
         return {
-            "static": STATIC / max(self.motion, 1e-3),
+            "static": min(STATIC / max(self.motion, 1e-3), UNCHANGED / max(self.changed, 1e-3)),
             "drifting": self.drift / DRIFTING,
             "flickering": self.flicker / FLICKERING,
             "seam": self.seam / SEAM,
@@ -77,7 +79,7 @@ def examine(frames: Frames) -> Examined:
     ways = flows_from_first(grey, steps)
     colours = [lab(shot.astype(np.float32)) for shot in shots]
     seam, after = _seam(colours, steps)
-    return Examined(_motion(ways), _drift(colours, ways), _flicker(colours), seam, after)
+    return Examined(_motion(ways), _changed(colours), _drift(colours, ways), _flicker(colours), seam, after)
 
 
 def ranked(videos: Mapping[str, Frames]) -> dict[str, Examined]:
@@ -98,6 +100,18 @@ def _motion(ways: Sequence[Flow]) -> float:
     not survive; of the quarter where it is largest."""
     quarters = [np.mean(part, axis=0) for part in np.array_split(np.stack(ways), min(4, len(ways))) if len(part)]
     return max(float(np.percentile(np.linalg.norm(way, axis=-1), 98)) for way in quarters) / SIDE * 100
+
+
+def _changed(colours: Sequence[Colours]) -> float:
+    """Pixels whose mean colour over a quarter of the frames, softened, is another than in frame 0, beyond what changes
+    in most of the frame; of the quarter where they are most. Flow does not see a plain thing turn or grow."""
+    quarters = np.array_split(np.stack(colours[1:]), min(4, len(colours) - 1))
+    shares = []
+    for quarter in quarters:
+        change = np.asarray(cv2.GaussianBlur(quarter.mean(axis=0) - colours[0], (0, 0), 1.5))
+        change = change - np.median(change, axis=(0, 1))
+        shares.append(float((np.linalg.norm(change, axis=-1) > CHANGE).mean()) * 100)
+    return max(shares)
 
 
 def _drift(colours: Sequence[Colours], ways: Sequence[Flow]) -> float:
