@@ -23,7 +23,7 @@ Frames = NDArray[np.uint8]
 Colours = NDArray[np.float32]
 SIDE, TILES = 128, 8  # pixels, squeezed to a square; tiles a side
 # thresholds, fixed on true and spoilt clips of split "train"
-STATIC, UNCHANGED = 2.5, 0.5  # % of the frame; of its pixels, by CHANGE
+STATIC, UNCHANGED = 2.5, 0.1  # % of the frame; of its pixels, by CHANGE
 CHANGE = 8.0  # delta E
 DRIFTING = 3.0  # delta E of CIE 1976
 FLICKERING = 1.5  # delta E
@@ -33,9 +33,9 @@ FLOORS = (0.5, 1.0)  # delta E, % of the frame: below these a step's size says n
 
 @dataclass(frozen=True)
 class Examined:
-    """motion: how far things get from frame 0, % of the frame. changed: how many pixels do, %. drift: of the colours in the last quarter from frame 0,
-    delta E. flicker: of a frame against the mean of its neighbours, delta E. seam: the largest step over the third
-    largest, and seam_after, the frame before it."""
+    """motion: how far things get from frame 0, % of the frame. changed: how many pixels change, %. drift: of the colours
+    in the last quarter from frame 0, delta E. flicker: of a frame against the mean of its neighbours, delta E. seam:
+    the largest step over the third largest, and seam_after, the frame before it."""
 
     motion: float
     changed: float
