@@ -33,9 +33,9 @@ FLOORS = (0.5, 1.0)  # delta E, % of the frame: below these a step's size says n
 
 @dataclass(frozen=True)
 class Examined:
-    """motion: how far things get from frame 0, % of the frame. changed: how many pixels change, %. drift: of the colours
-    in the last quarter from frame 0, delta E. flicker: of a frame against the mean of its neighbours, delta E. seam:
-    the largest step over the third largest, and seam_after, the frame before it."""
+    """motion: how far things get from frame 0, % of the frame. changed: pixels that change, %. drift: of the colours in
+    the last quarter from frame 0, delta E. flicker: of a frame against the mean of its neighbours, delta E. seam: the
+    largest step over the third largest, and seam_after, the frame before it."""
 
     motion: float
     changed: float
