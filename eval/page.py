@@ -24,7 +24,7 @@ table { border-collapse: collapse; margin: .6em 0; display: block; overflow-x: a
 th, td { border: 1px solid #8886; padding: .25em .6em; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 .clips { display: flex; flex-wrap: wrap; gap: 10px; margin: .4em 0 1.4em }
-figure { margin: 0; font-size: 12px; line-height: 1.25 }
+figure { margin: 0; font-size: 12px; line-height: 1.25; white-space: normal; text-align: left }
 figure img { width: 100%; height: auto; border: 2px solid #8886; display: block; box-sizing: border-box }
 figure img.small { image-rendering: pixelated }
 figure.right img { border-color: #2e8b57 }
