@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 BLOCK = 2**17  # scores of a thread that are made at once: half a megabyte, which stays in its cache
 SMALL = 2**14  # scores of one head below which PyTorch's own attention is as fast
@@ -24,6 +25,7 @@ def applies(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and x.numel() > 0
+        and not isinstance(x, FakeTensor)  # memory is being counted, nothing computed
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
     )

@@ -41,7 +41,7 @@ def gradients(toy: Toy, again: bool, **changed: Any) -> tuple[dict[str, Tensor],
 def test_gradients_with_checkpointing_are_those_without(toy: Toy) -> None:
     """To the bit, for everything that can be trained through a block; blocks do run twice."""
     (plain, once), (again, twice) = gradients(toy, False), gradients(toy, True)
-    assert twice > 1.9 * once and len(plain) > 50 and same(plain, again)
+    assert twice > 1.5 * once and len(plain) > 50 and same(plain, again)
     assert all(value.any() for name, value in plain.items() if name.startswith(("i2v_adapter.", "motion.")))
 
 
