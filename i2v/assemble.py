@@ -19,10 +19,12 @@ from i2v.parts import CONFIGS, KINDS
 from i2v.presets import Preset
 from i2v.prompt import SECOND_PAD
 from i2v.sources import CONTROLNET, Library, Source, flag_of, listed, open_source, own_source, with_scale
+from weights_convert.detect import KNOWN
 from weights_convert.rules import ConversionError, check_shapes
 
 TEXT_FILES = ("vocab.json", "merges.txt")
 # a flag that stands for one part, and that part; --base stands for all that its files hold
+BASE_PARTS = {"unet", "vae", "text_encoder", "text_encoder_2"}
 PART_OF = {"motion": "motion", "i2v": "i2v_adapter", "ip_adapter": "image_projection",
            "image_encoder": "image_encoder", "vae": "vae"}  # fmt: skip
 
@@ -168,8 +170,14 @@ def _open(name: str, path: Path) -> Source:
     except (ValueError, OSError) as error:
         first, *more = str(error).split("\n")
         nearest = [line.strip() for line in more if line.startswith("  ")]  # of the lists below, what helps
-        raise ConfigError(f"{flag_of(name)} {' '.join([first, *nearest[:3]])}") from None
+        advice = [line for line in more if not line.startswith(("  ", KNOWN))]
+        text = " ".join([first, "; ".join([*nearest[:3], *advice])])
+        raise ConfigError(f"{flag_of(name)} {text.strip()}") from None
     wanted = "controlnet" if name == "controlnet" else PART_OF.get(name)
+    if name == "base" and not BASE_PARTS & source.parts.keys():
+        flags = [flag_of(one) for one, part in (*PART_OF.items(), ("controlnet", "controlnet")) if part in source.parts]
+        raise ConfigError(f"--base {source}: it holds no part of a base model, only {listed(sorted(source.parts))}"
+                          + (f"; give it with {' or '.join(flags)}" if flags else ""))  # fmt: skip
     if wanted is not None and wanted not in source.parts:
         raise ConfigError(f"{flag_of(name)} {source}: it holds no {wanted}, only {listed(sorted(source.parts))}")
     return source

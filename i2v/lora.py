@@ -80,8 +80,10 @@ def check(modules: Mapping[str, nn.Module], path: str | Path) -> LoRAFile:
         )
     for part, pairs in file.parts.items():
         if problems := unfit(modules[part], pairs):
+            version_2 = part == "motion" and problems[0].startswith("mid_block.")  # the others have none in the middle
+            advice = "; it was made for motion modules of version 2, give those" if version_2 else ""
             raise ConversionError(
-                f"{path}: {len(problems)} of {len(pairs)} changes do not fit the {part}, first {problems[0]}"
+                f"{path}: {len(problems)} of {len(pairs)} changes do not fit the {part}, first {problems[0]}{advice}"
             )
     return file
 

@@ -15,7 +15,7 @@ from i2v.models.clip_text import CLIPTextConfig
 from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAEConfig
 from weights_convert import diffusers_configs, files, own_format
-from weights_convert.detect import is_pipeline, named, read_pipeline, recognise, split_parts
+from weights_convert.detect import KNOWN, is_pipeline, named, read_pipeline, recognise, split_parts
 from weights_convert.layout import Layout, always
 from weights_convert.layouts.clip import clip_text, clip_vision
 from weights_convert.layouts.diffusers_folder import SUBFOLDERS
@@ -112,7 +112,7 @@ def _recognised(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
 
 def _short(error: ConversionError, path: Path) -> str:
     """Without the file's name and the list of all layouts."""
-    return str(error).removeprefix(f"{path}: ").split("\nknown are")[0]
+    return str(error).removeprefix(f"{path}: ").split(f"\n{KNOWN}")[0]
 
 
 def _lora(content: Content) -> Content:

@@ -19,6 +19,7 @@ from weights_convert.refusals import Refusal, refused
 from weights_convert.rules import ConversionError, convert, inverted
 
 log = logging.getLogger(__name__)
+KNOWN = "give a file in one of these: "  # before the long list of all layouts
 
 
 def recognise(
@@ -45,7 +46,7 @@ def recognise(
     raise ConversionError(
         f"{file}: its {len(tensors)} tensors ({some}, ...) are in no known layout"
         + (f"; the nearest:{tried}" if near else "")
-        + f"\ngive a file in one of these: {', '.join(layout.name for layout in LAYOUTS)}"
+        + f"\n{KNOWN}{', '.join(layout.name for layout in LAYOUTS)}"
     )
 
 
@@ -88,7 +89,7 @@ def read_parts(path: str | Path, layout: str | None = None, ema: bool = True) ->
     """Reads a published file or folder into the parts of a model, with the names of our own part files.
 
     A folder is one of a single part or a whole diffusers pipeline. Parts are those of "unet", "vae", "text_encoder",
-    "text_encoder_2", "image_encoder", "motion", "i2v_adapter" and "ip_adapter" that the file holds; "controlnet",
+    "text_encoder_2", "image_encoder", "motion", "i2v_adapter", "ip_adapter" and "controlnet" that the file holds;
     "sparse_control" and "taesd" come in diffusers' names and have no network here yet. `layout` names it where the
     content leaves it open; `ema` takes the running average of the UNet where there is one. Raises ConversionError
     (see `detect` and `rules.convert`).

@@ -44,6 +44,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(folder / "pan.ckpt", {f"{MOTION_LAYER}down.weight": down, f"{MOTION_LAYER}up.weight": up})
     other = parts_of(SD15, 7)
     save(folder / "community.ckpt", published(other, "sd15-single-file"))
+    lacking = published(other, "sd15-single-file")
+    del lacking["model.diffusion_model.out.2.weight"]
+    save(folder / "lacking.safetensors", lacking)
     save(folder / "vae.bin", published(other, "vae-diffusers-old"))
     (folder / "letter.ckpt").write_text("not weights\n")
     return folder
@@ -182,6 +185,8 @@ def test_an_own_part_takes_a_published_ones_place(run: Run, sets: Path, tmp_path
         (("--vae", "i2v-sd15/i2v_module.pth"), ["--vae", "holds no vae", "i2v_adapter"]),
         (("--motion", "vae.bin"), ["--motion", "holds no motion"]),
         (("--image-encoder", "nowhere.safetensors"), ["--image-encoder", "nowhere.safetensors"]),
+        (("--base", "i2v-sd15/i2v_module.pth"), ["--base", "only i2v_adapter", "give it with --i2v"]),
+        (("--base", "lacking.safetensors"), ["--base", "out.2", "check lists everything"]),
         (("--base", "letter.ckpt"), ["--base", "letter.ckpt"]),
         (("--lora", "nowhere.safetensors"), ["--lora", "nowhere.safetensors"]),
         (("--lora", "i2v-sd15/i2v_module.pth"), ["--lora", "i2v_module.pth", "holds no LoRA"]),

@@ -105,6 +105,7 @@ def test_an_unknown_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     save_file({"a.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
     code, facts = said(capsys, "inspect", tmp_path / "x.safetensors")
     assert code == 1 and facts["kind"] == "unknown" and "no known layout" in facts["title"]
+    assert "taesd" not in facts["title"], "without the list of all layouts"
     assert said(capsys, "check", tmp_path / "x.safetensors", "--for", "sd15")[0] == 1
 
 
