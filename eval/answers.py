@@ -28,6 +28,7 @@ from eval.workers import spread
 from i2v import __version__
 from i2v.load import load
 from i2v.media.output_file import write_whole
+from i2v.parts import sha256
 from i2v.pipeline import I2VPipeline
 
 Video = NDArray[np.uint8]
@@ -61,6 +62,7 @@ class Variant:
     p: float | None = None
     i2v_scale: float = 1.0
     ip_scale: float = 1.0
+    lora: str = ""  # a file
 
 
 FLOOR, CEILING = Variant("floor"), Variant("ceiling")
@@ -100,6 +102,8 @@ def key_of(job: Job, weights: dict[str, str], dtype: str, frames: int) -> str:
     }
     if job.variant.kind != "floor":
         facts |= {"weights": weights, "dtype": dtype, "version": __version__}
+    if job.variant.lora:
+        facts["lora"] = sha256(Path(job.variant.lora))
     if job.variant.kind == "ceiling":
         facts |= {"truth": _sha256(question.truth)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
@@ -154,7 +158,7 @@ def _clip(job: Job, bench: Bench) -> Video:
     question, variant = job.question, job.variant
     if variant.kind == "floor":
         return np.repeat(question.truth[:1], bench.frames, axis=0)
-    pipe = pipeline(bench)
+    pipe = pipeline(bench, variant.lora)
     if variant.kind == "ceiling":
         truth = question.truth if len(question.truth) > 1 else np.repeat(question.truth, bench.frames, axis=0)
         return through_vae(pipe, truth)
@@ -165,10 +169,10 @@ def _clip(job: Job, bench: Bench) -> Video:
     ).frames  # fmt: skip
 
 
-@functools.lru_cache(maxsize=1)
-def pipeline(bench: Bench) -> I2VPipeline:
-    """The loaded model, kept."""
-    return load("tiny", bench.device, bench.dtype, bench.weights)
+@functools.lru_cache(maxsize=2)
+def pipeline(bench: Bench, lora: str = "") -> I2VPipeline:
+    """The loaded model, with a LoRA file merged into it; kept."""
+    return load("tiny", bench.device, bench.dtype, bench.weights, lora=lora or ())
 
 
 @torch.no_grad()

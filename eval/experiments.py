@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from eval.answers import CEILING, FLOOR, Answer, Variant
@@ -17,6 +18,7 @@ from eval.tables import Sample, Table, confusion_table, summary_table
 from i2v.data.world import WorldConfig
 from i2v.pipeline import I2VPipeline
 
+STYLE_LORA = Path("weights/tiny-lora/night.safetensors")
 Needs = list[tuple[Sequence[Question], Variant]]
 QUALITY = ("motion_right", "camera_right", "similarity_psnr", "static_psnr", "object_psnr", "identity",
            "background_psnr", "colour_drift", "flicker", "flow", "displacement", "truth_psnr")  # fmt: skip
@@ -31,6 +33,7 @@ class Evaluation:
     questions: Sequence[Question]
     full: Variant
     made: Mapping[tuple[str, str, Variant], Answer]  # by scene, caption and variant
+    style_lora: Path = STYLE_LORA  # of the row in eval/plug_and_play.py
 
     def of(self, group: str, scenes: int | None = None) -> list[Question]:
         """The questions of one part of the held-out set, of its first `scenes` pictures."""

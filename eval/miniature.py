@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 import torch
 
-from eval import experiments, paper_tables
+from eval import experiments, paper_tables, plug_and_play
 from eval.answers import Answer, Bench, Job, Variant, answer, pipeline
-from eval.experiments import Evaluation, Needs, judged
+from eval.experiments import STYLE_LORA, Evaluation, Needs, judged
 from eval.held_out import held_out_set
 from eval.page import Section, write_page
 from eval.sheets import write_sheet
@@ -38,6 +38,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Evaluation], Needs], Callable[[Evaluation
     "3": (paper_tables.table_3_needs, paper_tables.table_3_report),
     "2": (paper_tables.table_2_needs, paper_tables.table_2_report),
     "steps": (paper_tables.steps_needs, paper_tables.steps_report),
+    "style": (plug_and_play.style_needs, plug_and_play.style_report),
 }
 
 
@@ -47,9 +48,11 @@ class MiniatureEvaluation:
 
     weights: Path | None = flag(None, "folder of the model's parts; not given: the shipped one")
     out: Path = flag(Path("outputs/miniature"), "folder for the clips, results.json, tables.md, page.html and sheets")
-    table: tuple[str, ...] = flag(("main",), "main: the whole held-out set; 3, 2: the paper's; steps: fewer through t0")
+    table: tuple[str, ...] = flag(("main",), "main: the whole held-out set; 3, 2: the paper's; steps: fewer through "
+                                  "t0; style: a style LoRA")  # fmt: skip
     scenes: int = flag(20, "unseen pictures, each under all captions; the set's other parts follow this number")
     pictures: Path | None = flag(None, "a folder of photographs, to be asked too")
+    style_lora: Path = flag(STYLE_LORA, "LoRA of the style night, for --table style")
     world: str | None = flag(None, "level of the procedural world; not given: the one that the weights were trained on")
     steps: int = flag(25, "sampling steps")
     guidance_scale: float | None = flag(None, "guidance; not given: the preset's")
@@ -82,13 +85,16 @@ def run(cfg: MiniatureEvaluation) -> None:
             raise ConfigError(f"--{name} {getattr(cfg, name)}: expected {least} or more")
     if cfg.docs is not None and not cfg.docs.is_file():
         raise ConfigError(f"--docs {cfg.docs}: there is no such file")
+    if "style" in cfg.table and not cfg.style_lora.is_file():
+        raise ConfigError(f"--style-lora {cfg.style_lora}: there is no such file; train one with train.py --config "
+                          "configs/tiny/style-lora.json")  # fmt: skip
     world, preset = world_of(cfg), find("tiny")
     bench = Bench(cfg.weights, cfg.device, cfg.dtype, preset.num_frames, world.motions, world.cameras)
     questions = held_out_set(world, cfg.scenes, preset.num_frames, preset.side, cfg.pictures)
     pipe = pipeline(bench)
     guidance = preset.guidance_scale if cfg.guidance_scale is None else cfg.guidance_scale
     full = Variant("sampled", cfg.steps, guidance, preset.t0, preset.p)
-    plan = Evaluation(world, pipe, questions, full, {})
+    plan = Evaluation(world, pipe, questions, full, {}, cfg.style_lora)
     jobs = {
         (q.scene, q.caption, variant): Job(q, variant)
         for name in cfg.table
@@ -96,7 +102,7 @@ def run(cfg: MiniatureEvaluation) -> None:
         for q in group
     }
     answers = answer(list(jobs.values()), bench, cfg.out, cfg.workers)
-    done = Evaluation(world, pipe, questions, full, dict(zip(jobs, answers, strict=True)))
+    done = Evaluation(world, pipe, questions, full, dict(zip(jobs, answers, strict=True)), cfg.style_lora)
     report(cfg, done, answers)
 
 

@@ -50,6 +50,8 @@ COLUMNS = {
         Column("flicker", "flicker", 2),
         Column("flow", "flow", 2),
         Column("displacement", "displacement", 2),
+        Column("style_plain", "to plain", 1),
+        Column("style_own", "to night", 1),
         Column("truth_psnr", "last frame against truth (dB)", 1),
     )
 }

@@ -1,0 +1,25 @@
+"""The style LoRA's rows: the same scenes in both styles, and a distance that sees the style and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eval.held_out import unseen_scenes
+from eval.plug_and_play import look, styled
+from i2v.data.styles import STYLES
+from i2v.data.world import WORLDS
+
+
+def test_a_styled_question_differs_in_its_pixels_alone() -> None:
+    question = unseen_scenes(WORLDS["level_1"], 1, 3, 64)[0]
+    drawn = styled(question)
+    assert drawn.caption == question.caption and drawn.seed == question.seed and drawn.scene != question.scene
+    assert np.array_equal(drawn.truth, STYLES["night"](question.truth))
+
+
+def test_the_distance_sees_the_style_not_the_motion() -> None:
+    """Clips of one scene under other motions look alike; the style is many times farther."""
+    plain, *others = [q.truth[-1:] for q in unseen_scenes(WORLDS["level_1"], 1, 4, 64)]
+    moved = max(float(np.linalg.norm(look(plain) - look(other))) for other in others)
+    restyled = float(np.linalg.norm(look(plain) - look(STYLES["night"](plain))))
+    assert look(plain).shape == (6,) and restyled > 4 * moved, (restyled, moved)
