@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from eval import compare, fault_rates, known_flow, miniature, probe_ceiling, reproduce
+from eval import compare, drawn_path, fault_rates, known_flow, long_video, miniature, probe_ceiling, reproduce
 from eval.paper import TABLES
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "miniature": miniature.main,
+    "path": drawn_path.main,
+    "long": long_video.main,
     "probe": probe_ceiling.main,
     "faults": fault_rates.main,
     "known-flow": known_flow.main,

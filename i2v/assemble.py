@@ -32,6 +32,11 @@ PART_OF = {"motion": "motion", "i2v": "i2v_adapter", "ip_adapter": "image_projec
 PARTS = ("image_projection", *CONFIGS)  # of a whole model; the second text encoder is SDXL's alone
 
 
+# of published IP-Adapters: their kind, the width that they read, and whose that is
+ENCODERS = {("linear", 1024): "CLIP ViT-H/14", ("linear", 1280): "CLIP ViT-bigG/14",
+            ("plus", 1280): "CLIP ViT-H/14", ("plus", 1664): "CLIP ViT-bigG/14"}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """Which model, and files in place of its parts."""
@@ -305,8 +310,9 @@ def _misfits(parts: Mapping[str, Part]) -> Iterable[str]:
         plus = projection.config.kind == "plus"
         seen = image.config.hidden_size if plus else image.config.projection_dim
         if seen != projection.config.image_dim:
-            yield (f"{projection.source} reads image features of width {projection.config.image_dim}, "
-                   f"{image.source} gives {seen}: another --image-encoder belongs to it")  # fmt: skip
+            wanted = ENCODERS.get((projection.config.kind, projection.config.image_dim), "another one")
+            yield (f"{projection.source} reads image features of width {projection.config.image_dim}, {image.source} "
+                   f"gives {seen}: it needs another --image-encoder, {wanted}")  # fmt: skip
         if projection.config.context_dim != parts["unet"].config.context_dim:
             yield (f"{projection.source} makes image tokens of width {projection.config.context_dim}, "
                    f"{parts['unet'].source} reads {parts['unet'].config.context_dim}")  # fmt: skip

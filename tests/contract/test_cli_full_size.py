@@ -87,3 +87,24 @@ def test_motion_modules_of_another_base_are_refused(
     argv = ["--preset", "i2v-sd15", "--models", str(folder), "--motion", str(folder / "mm.ckpt"), "--check"]
     assert sample.main(argv) == 2
     assert "mm.ckpt (animatediff-sdxl) goes with sdxl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "published", "words"),
+    [
+        ("--lora", "lora_kohya_sdxl", "--lora other.safetensors: this is a LoRA for sdxl, expected one for sd15"),
+        ("--image-encoder", "clip_vision_vit_bigg_hf", "width 1280, other.safetensors (clip-vision-bigg14) gives 1664: "
+         "it needs another --image-encoder, CLIP ViT-H/14"),
+        ("--ip-adapter", "ip_adapter_plus_sdxl_vit_h", "goes with sdxl, --preset i2v-sd15 is sd15"),
+        ("--base", "sdxl_base_single_file", "is not Stable Diffusion 1.5; use --preset i2v-sdxl"),
+    ],
+)  # fmt: skip
+def test_files_of_another_base_or_encoder_are_refused_by_name(
+    folder: Path, manifest: Manifest, flag: str, published: str, words: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(folder)
+    sparse(Path("other.safetensors"), manifest(published)["tensors"])
+    assert sample.main(["--preset", "i2v-sd15", "--models", ".", flag, "other.safetensors", "--check"]) == 2
+    out = capsys.readouterr().out
+    assert words in out, out

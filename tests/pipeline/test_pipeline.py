@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 from i2v import picture
 from i2v.config import ConfigError
 from i2v.load import load
+from i2v.lora import base_of, merge
+from i2v.models.i2v_adapter import remove_i2v_adapter
+from i2v.models.lora import TrainedLoRA
 from i2v.pipeline import I2VPipeline
 from i2v.presets import released_settings
 from i2v.request import Request
+from weights_convert.write_lora import write_lora
 
 Make = Callable[..., NDArray[np.uint8]]
 
@@ -113,6 +118,35 @@ def test_the_known_frame_stays_bit_for_bit(pipe: I2VPipeline, photo: NDArray[np.
     assert torch.equal(latents(pipe, photo)[:, 0], clean)
 
 
+def test_what_is_removed_leaves_the_base_s_bits(pipe: I2VPipeline, photo: NDArray[np.uint8], tmp_path: Path) -> None:
+    """A LoRA merged and removed; the I2V-Adapter removed is a pipeline that never had one."""
+    first = latents(pipe, photo)
+    lora = TrainedLoRA(pipe.unet, ["*.attn?.to_*"], 2, torch.Generator().manual_seed(0))
+    pairs = {k: replace(pair, up=torch.ones_like(pair.up)) for k, pair in lora.pairs().items()}
+    base = base_of({"unet": pipe.unet, "text_encoder": pipe.text_encoder.encoder})
+    assert base is not None
+    write_lora(tmp_path / "style.safetensors", {"unet": pairs}, base)
+    merged = merge({"unet": pipe.unet}, tmp_path / "style.safetensors", 0.5)
+    changed = latents(pipe, photo)
+    merged.remove()
+    assert (changed - first).abs().max() > 1e-2 and torch.equal(latents(pipe, photo), first)
+
+    for adapter in pipe.i2v_adapter.values():
+        adapter.scale = 0.0
+    off = latents(pipe, photo)
+    remove_i2v_adapter(pipe.unet)
+    assert torch.equal(latents(pipe, photo), off) and not torch.equal(off, first)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (16, 40), (104, 24), (72, 88)])
+def test_portrait_landscape_and_any_size(pipe: I2VPipeline, photo: NDArray[np.uint8], size: tuple[int, int]) -> None:
+    """Every size that the VAE's factor divides, also where the UNet cannot halve it evenly."""
+    frames = pipe(photo, "a cat", steps=1, num_frames=2, height=size[0], width=size[1]).frames
+    assert frames.shape == (2, *size, 3)
+    near = picture.fit(photo, *size).mean(axis=(0, 1))
+    assert np.abs(frames[0].mean(axis=(0, 1)) - near).max() < 128, "no picture any more"
+
+
 def test_released_settings_run(make: Make, photo: NDArray[np.uint8]) -> None:
     assert make(**{**released_settings(), "steps": 2}).shape == (4, *picture.released_size(90, 120, 64), 3)
 
@@ -172,8 +206,6 @@ def test_values_out_of_range_are_named(make: Make, settings: dict[str, object], 
 
 
 def test_size_from_the_picture(pipe: I2VPipeline) -> None:
-    from dataclasses import replace
-
     wide = replace(pipe.preset, any_aspect=True, side=512, multiple=64)
 
     def size(preset: object = wide, **given: object) -> tuple[int | None, int | None]:
