@@ -43,13 +43,13 @@ def write(folder: Path) -> None:
     built, total = networks(CONFIGS), 0
     files = {name: [name] for name in built.slots if name != "image_projection"}
     files["ip_adapter"] = ["ip_adapter", "image_projection"]
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     for name, parts in files.items():
         tensors = {}
         for part in parts:
             start = "image_proj." if part == "image_projection" else ""
             for key, like in built.shapes(part).items():
-                drawn = torch.empty(like.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+                drawn = random(like.shape, generator)
                 tensors[start + key] = drawn + 1 if like.ndim == 1 and key.endswith("weight") else drawn
         config = CONFIGS["image_projection"] if name == "ip_adapter" else CONFIGS[name]
         extra = {"schedule": ANIMATEDIFF_SDXL} if name == "motion" else {}
@@ -60,6 +60,12 @@ def write(folder: Path) -> None:
     for name, text in clip_tokenizer(CLIP_L).items():
         write_text(folder / name, text)
     print(f"{'together':16} {total:>14,} parameters", flush=True)
+
+
+def random(shape: torch.Size, generator: np.random.Generator) -> torch.Tensor:
+    """Numbers of 1/64 to 1/32, of either sign, bfloat16: random bits under a fixed exponent, ten times as fast."""
+    bits = np.frombuffer(bytearray(generator.bytes(2 * shape.numel())), np.int16)
+    return torch.from_numpy((bits & np.int16(-0x7F81)) | np.int16(0x3C80)).view(torch.bfloat16).reshape(shape)
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Measure videos of any origin side by side; other evaluations have names of their own:
 
-python -m eval table1, table2, table3 (the paper's), miniature, probe, faults, known-flow
+python -m eval table1, table2, table3 (the paper's), miniature, path, long, probe, faults, known-flow
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from i2v.config import ConfigError, flag
 @dataclass(frozen=True)
 class Comparison(NetworkFiles):
     """python -m eval VIDEOS [flags]: measure videos of any origin side by side. Other evaluations have names:
-    table1, table2, table3 (the paper's), miniature, probe, faults, known-flow; each explains its flags with --help."""
+    table1, table2, table3 (the paper's), miniature, path, long, probe, faults, known-flow; each explains itself with
+    --help."""
 
     videos: tuple[str, ...] = flag((), "videos, folders of a model's videos, or of several models'; NAME=FOLDER names "
                                    "a model. The flag itself may be left out")  # fmt: skip

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from i2v.config import ConfigError
+from i2v.config import ConfigError, to_dict
+from i2v.request import Request
 from i2v.video import read_settings
 
 Picture = NDArray[np.uint8]
@@ -74,9 +75,11 @@ class Recipe:
                 lines.append(f"the weights of {name} are others: sha256 {old[:12]} then, {new[:12]} now")
             elif then.get("scale") != here.get("scale"):
                 lines.append(f"the scale of {name} was {then.get('scale')}, is {here.get('scale')}")
+        fresh = to_dict(Request())  # of settings that the video is older than
         for name in sorted(was["request"].keys() | now["request"].keys()):
-            if was["request"].get(name) != now["request"].get(name):
-                lines.append(f"{name} was {was['request'].get(name)!r}, is {now['request'].get(name)!r}")
+            before, after = (made["request"].get(name, fresh.get(name)) for made in (was, now))
+            if before != after:
+                lines.append(f"{name} was {before!r}, is {after!r}")
         return lines
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from i2v import picture, pipeline
 from i2v.config import ConfigError
 from i2v.models.unet import UNet
 from i2v.pipeline import I2VPipeline
+from i2v.replay import Recipe
 from i2v.request import Request
 
 Photo = NDArray[np.uint8]
@@ -104,3 +107,11 @@ def test_without_motion_modules_frames_do_not_see_each_other(
     four, six = (pipe(photo, "a cat", num_frames=frames, **apart).frames for frames in (4, 6))
     assert np.abs(four.astype(int) - six[:4]).max() <= 1
     assert np.abs(plain.astype(int) - pipe(photo, "a cat", steps=2, num_frames=6).frames[:4]).max() > 1
+
+
+def test_a_video_that_is_older_than_a_setting_has_its_default(pipe: I2VPipeline, photo: Photo) -> None:
+    made = pipe(photo, "a cat", steps=1, num_frames=4).settings
+    older = {**made, "request": {k: v for k, v in made["request"].items() if "window" not in k and k != "motion_scale"}}
+    assert Recipe(Path("a.mp4"), older).changes(made) == []
+    other = pipe(photo, "a cat", steps=1, num_frames=4, motion_scale=0.5).settings
+    assert Recipe(Path("a.mp4"), older).changes(other) == ["motion_scale was 1.0, is 0.5"]
