@@ -20,8 +20,8 @@ from i2v import picture
 from i2v.config import ConfigError
 from i2v.media.clip_file import VideoError, read_video
 from i2v.media.picture_file import PictureError, read_image
+from i2v.models.conditioning import ContextKV
 from i2v.models.controlnet import ControlNet
-from i2v.models.layers import ContextKV
 from i2v.picture import Fit
 from i2v.prompt import TextConditioning
 from i2v.request import Request

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from i2v import assemble, config
@@ -14,16 +17,20 @@ from i2v.assemble import TEXT_FILES, ModelFiles, Part, Plan
 from i2v.config import ConfigError
 from i2v.device import pick_device, pick_dtype
 from i2v.lora import merge
+from i2v.memory_plans import FULL, IN_UNET, MemoryPlan, stages_of
 from i2v.networks import Networks, networks
 from i2v.parts import CONFIGS, KINDS, PartFile, open_part, save_part, sha256
 from i2v.pipeline import I2VPipeline
 from i2v.prompt import OneEncoder, TwoEncoders
-from i2v.sources import ATTENTION, PROJECTION, schedule_of
+from i2v.residency import Residency, Streamed, take
+from i2v.sources import ATTENTION, CONTROLNET, PROJECTION, schedule_of
 from weights_convert import files
+from weights_convert.mapped import release
 
 __all__ = ["CONTENT", "PROJECTION", "TEXT_FILES", "PartFile", "header", "headers", "load", "save_part", "schedule_of"]
 
 CONTENT = ATTENTION
+STREAMED = "levels"  # in place of the UNet's parts where they are read level by level
 
 
 def load(
@@ -72,24 +79,28 @@ def build(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = torch.float32,
     progress: bool = False,
+    memory: MemoryPlan = FULL,
 ) -> I2VPipeline:
     """The planned model. Raises ConfigError for a plan that is not complete.
 
     Networks are built without memory on the meta device and then given the files' tensors one by one, in `dtype`;
     the adapter stays float32 and is cast where it is used. Every tensor has its place, and every place a tensor.
+    memory: what is read now and stays; the rest is read when it is needed. Parts that a LoRA changes stay.
     """
     plan.refuse()
     place = pick_device(device)
     number = pick_dtype(dtype, place)
     built = networks({name: part.config for name, part in plan.parts.items()})
-    with tqdm(total=2 * len(plan.parts), desc="loading", unit="part", delay=1, disable=not progress) as bar:
-        for name, part in plan.parts.items():
-            fill(built, name, part, place, dtype_of(name, part.config, number))
+    residency = resident(plan, built, place, number, memory)
+    now = [stage for stage in residency.stages if stage in residency.keep]
+    with tqdm(total=len(now), desc="loading", unit="part", delay=1, disable=not progress) as bar:
+        for stage in now:
+            residency.load(stage)
             bar.update()
-        weights = facts_of(plan, bar)
-    for number_of, (name, path, scale) in enumerate(plan.loras, 1):
+    weights = Facts(plan)
+    for name, path, scale in plan.loras:
         merged = merge(built.changed_by(name), path, scale, plan.files.lora_ignore_alpha)
-        weights[f"{name} {number_of}"]["layers"] = sum(merged.count.values())
+        weights.layers.append(sum(merged.count.values()))
     encoders = [built.slots[name][""] for name in ("text_encoder", "text_encoder_2") if name in built.slots]
     tokenizers = plan.tokenizers()
     text = TwoEncoders(encoders, tokenizers) if len(encoders) > 1 else OneEncoder(encoders[0], tokenizers[0])
@@ -111,16 +122,100 @@ def build(
         dtype=number,
         weights=weights,
         files={name: value for name, value in config.to_dict(plan.files).items() if value and name != "preset"},
+        decode_chunk=memory.decode_chunk,
+        decode_tile=memory.tile,
+        guidance_in_turn=memory.guidance_in_turn,
+        residency=residency,
     )
 
 
-def facts_of(plan: Plan, bar: tqdm | None = None) -> dict[str, dict[str, Any]]:
+def resident(
+    plan: Plan, built: Networks, device: torch.device, number: torch.dtype, memory: MemoryPlan
+) -> Residency:
+    """When the parts of a model are in memory, under a plan of it."""
+    stages = stages_of(plan.parts)
+    flags = [name for name, _, _ in plan.loras]
+    changed = {"unet"} if flags else set()
+    changed |= {"text"} if "lora" in flags else set()
+    for network in (built.unet, *built.controlnets.values()):
+        network.budget = memory.budget(device)
+
+    def read(name: str) -> None:
+        part = plan.parts[name]
+        fill(built, name, part, device, dtype_of(name, part.config, number))
+
+    def empty(name: str) -> None:
+        wanted = built.shapes(name)
+        for start, module in built.slots[name].items():
+            for key in [key for key in module.state_dict() if start + key in wanted]:
+                take(module, key)
+        release(plan.parts[name].tensors.values())
+
+    keep = set(memory.keep) | changed
+    if memory.streamed and "unet" not in changed:
+        streamed = Streamed(built.unet, unet_tensors(plan, built, number), device)
+        parts = [name for name in stages["unet"] if name.startswith(CONTROLNET)]
+        stages = {**stages, "unet": [STREAMED, *parts]}
+        return Residency(
+            stages,
+            lambda name: streamed.fill(streamed.resident) if name == STREAMED else read(name),
+            lambda name: streamed.empty(streamed.resident) if name == STREAMED else empty(name),
+            keep,
+        )
+    return Residency(stages, read, empty, keep)
+
+
+def unet_tensors(plan: Plan, built: Networks, number: torch.dtype) -> dict[str, tuple[Tensor, torch.dtype]]:
+    """Every tensor of the UNet's stage by its path in the UNet, and the number format that it is used in."""
+    found: dict[str, tuple[Tensor, torch.dtype]] = {}
+    for name in IN_UNET:
+        part = plan.parts[name]
+        for key in built.shapes(name):
+            tensor = part.tensors[key]
+            dtype = dtype_of(name, part.config, number) if tensor.is_floating_point() else tensor.dtype
+            found[key.removeprefix(ATTENTION)] = tensor, dtype
+    return found
+
+
+class Facts(Mapping[str, dict[str, Any]]):
+    """`facts_of` a plan, found aside while the first video is made: to hash gigabytes takes seconds.
+
+    layers: how many each LoRA changed.
+    """
+
+    def __init__(self, plan: Plan):
+        self.layers: list[int] = []
+        self.found: Future[dict[str, dict[str, Any]]] = Future()
+        Thread(target=self._find, args=(plan,), daemon=True).start()
+
+    def _find(self, plan: Plan) -> None:
+        try:
+            self.found.set_result(facts_of(plan))
+        except (OSError, ValueError) as error:
+            self.found.set_exception(error)  # raised where the facts are asked for
+
+    def _all(self) -> dict[str, dict[str, Any]]:
+        facts = self.found.result()
+        loras = [fact for fact in facts.values() if "scale" in fact]
+        for fact, count in zip(loras, self.layers, strict=True):
+            fact["layers"] = count
+        return facts
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
     """Name and sha256 of every file that the plan uses, and the scales of LoRA: what is recorded with a video."""
     facts: dict[str, dict[str, Any]] = {}
     for name, part in plan.parts.items():
         facts[name] = {"file": part.source.path.name, "sha256": part.source.sha256}
-        if bar is not None:
-            bar.update()
     for number, (name, path, scale) in enumerate(plan.loras, 1):
         facts[f"{name} {number}"] = {"file": path.name, "sha256": sha256(path), "scale": scale}
     return facts

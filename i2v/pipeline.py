@@ -25,10 +25,10 @@ from i2v.diffusion.samplers import SAMPLERS
 from i2v.diffusion.schedule import Schedule
 from i2v.diffusion.windows import blended
 from i2v.models.clip_vision import CLIPVisionModel
+from i2v.models.conditioning import ContextKV
 from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention, IPAdapterConfig
-from i2v.models.layers import ContextKV
 from i2v.models.motion import MotionModule
 from i2v.models.unet import UNet
 from i2v.models.vae import VAE
@@ -36,6 +36,7 @@ from i2v.presets import Preset
 from i2v.prompt import OneEncoder, TextConditioning, TwoEncoders
 from i2v.replay import described
 from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage
+from i2v.residency import Residency, during, needed
 from i2v.video import read_image
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,9 @@ class I2VPipeline:
     files: Mapping[str, Any] = field(default_factory=dict)  # the settings of `assemble.ModelFiles` that gave them
     controlnets: Mapping[str, ControlNet] = field(default_factory=dict)  # by the type of their pictures
     decode_chunk: int = 8  # frames that the VAE decodes at once
+    decode_tile: int = 0  # pixels of the tiles that the VAE works in; 0: whole frames
     guidance_in_turn: bool = False  # the two halves of guidance one after the other: half the memory
+    residency: Residency | None = None  # reads parts when they are needed; None: all are in memory
 
     def __call__(
         self,
@@ -209,6 +212,7 @@ class I2VPipeline:
                 "device": self.device.type,
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "decode_chunk": self.decode_chunk,
+                "decode_tile": self.decode_tile,
                 "guidance_in_turn": self.guidance_in_turn,
                 "threads": torch.get_num_threads(),
             },
@@ -223,16 +227,20 @@ class I2VPipeline:
 
     # -- the four steps ------------------------------------------------------------------------------------------
 
+    @during("vae")
     def known_frames(self, fitted: Mapping[int, Picture], request: Request) -> KnownFrames:
         """The fitted pictures as clean latents; the first is the anchor of every other frame's attention."""
         latents = {}
         for frame, one in fitted.items():
-            posterior = self.vae.encode(picture.to_tensor(one)[None].to(self.device, self.vae_dtype))
+            posterior = self.vae.encode(
+                picture.to_tensor(one)[None].to(self.device, self.vae_dtype), self.decode_tile
+            )
             # one draw for all pictures, so that the two ends of a loop are equal
             eps = noise.normal(request.seed, "posterior", [0], 0, posterior.mean.shape[1:])
             latents[frame] = (posterior.mode() if request.posterior == "mode" else posterior.sample(eps)).float()
         return KnownFrames.at(latents, int(request.num_frames or 0))
 
+    @during("image", "text")
     def conditions(self, original: Picture, request: Request) -> list[Condition]:
         """The unguided and the guided half; each is text, image tokens and their keys and values."""
         pixels = picture.clip_pixels(original, self.image_encoder.cfg.image_size)
@@ -244,6 +252,7 @@ class I2VPipeline:
             Condition("positive", Encoded(self.encode_text(request), tokens), scale=float(request.guidance_scale or 0)),
         ]
 
+    @during("unet")
     def denoise(
         self,
         known: KnownFrames,
@@ -307,18 +316,21 @@ class I2VPipeline:
     @torch.inference_mode()
     def decoded(self, latents: Tensor, progress: bool = False) -> Iterator[Tensor]:
         """As `decode`, `decode_chunk` frames at a time, each when it is asked for."""
-        with tqdm(total=latents.shape[1], desc="decoding", unit="frame", leave=False, disable=not progress) as bar:
+        bar = tqdm(total=latents.shape[1], desc="decoding", unit="frame", leave=False, disable=not progress)
+        with needed(self, "vae"), bar:
             for chunk in latents[0].split(self.decode_chunk):
-                yield self.vae.decode(chunk.to(self.vae_dtype)).float().clamp(-1, 1).cpu()
+                yield self.vae.decode(chunk.to(self.vae_dtype), self.decode_tile).float().clamp(-1, 1).cpu()
                 bar.update(len(chunk))
 
     # -- what the steps are made of --------------------------------------------------------------------------------
 
+    @during("text")
     def encode_text(self, request: Request, negative: bool = False) -> TextConditioning:
         """The prompt or the negative one, by the rules of the base model."""
         prompt = request.negative_prompt if negative else request.prompt
         return self.text_encoder(prompt, _size(request), negative)
 
+    @during("image")
     def encode_image(self, pixels: Tensor) -> Tensor:
         """CLIP's normalised pixels (N, 3, S, S) -> image tokens (N, M, C) of the Content-Adapter."""
         seen = self.image_encoder(pixels.to(self.device, self.dtype))

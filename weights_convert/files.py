@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weights_convert import safetensors_file, torch_file
-from weights_convert.mapped import Mapped, damaged
+from weights_convert.mapped import Mapped, damaged, release
 from weights_convert.pickle_names import PickleError, Placeholder, StoredTensor
 from weights_convert.rules import ConversionError
 from weights_convert.safetensors_file import DTYPES, write_atomic
@@ -275,8 +275,9 @@ def _join(shards: list[Path]) -> Read:
 def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) -> dict[str, Tensor]:
     """Floating-point tensors as `dtype`, one after the other; integers, flags and what has the dtype stay as they are.
 
-    This is the moment when mapped tensors are read. Tensors of nothing but NaN are warned of. Raises ConversionError
-    that names the tensors whose finite numbers would become infinite: float16 ends at 65,504.
+    This is the moment when mapped tensors are read; of those that are copied nothing stays in memory. Tensors of
+    nothing but NaN are warned of. Raises ConversionError that names the tensors whose finite numbers would become
+    infinite: float16 ends at 65,504.
     """
     out: dict[str, Tensor] = {}
     lost: list[str] = []
@@ -289,6 +290,8 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) ->
             lost.append(key)
         else:
             out[key] = new
+        if new is not tensor:
+            release([tensor])
     if empty:
         log.warning("%s: nothing but NaN in %d tensors, first %s; is the file broken?", file, len(empty), empty[0])
     if lost:

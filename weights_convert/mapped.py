@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import mmap
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from weights_convert.rules import ConversionError
 
+_open: dict[int, weakref.ref[mmap.mmap]] = {}  # the mappings in use, by the address that they begin at
 MAX_DIMENSIONS = 16
 MAX_ELEMENTS = 2**48  # far above any checkpoint, far below where 64-bit arithmetic on sizes overflows
 
@@ -48,6 +51,7 @@ class Mapped:
         self.file, self.path = file, path
         self.size = os.fstat(file.fileno()).st_size
         self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        _open[torch.frombuffer(self.bytes, dtype=torch.uint8).data_ptr()] = weakref.ref(self.bytes)
         self._stamp = self._now()
 
     def _now(self) -> tuple[int, int]:
@@ -82,3 +86,29 @@ class Mapped:
                 f"{self.path}: the file changed while it was read (a download still running?), expected it to stay as "
                 "it is; wait until it is complete and start again"
             )
+
+
+def release(tensors: Iterable[Tensor]) -> None:
+    """Gives back the memory of mapped tensors, which are read from the file again when they are used.
+
+    Others are left alone. A number that was written into a mapped tensor would be lost: nobody may have done that.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return  # Windows
+    starts = sorted(start for start, mapping in list(_open.items()) if mapping() is not None)
+    for start in _open.keys() - set(starts):
+        del _open[start]
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.numel() == 0:
+            continue
+        begin = tensor.data_ptr()
+        place = bisect.bisect_right(starts, begin) - 1
+        mapping = _open[starts[place]]() if place >= 0 else None
+        span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride()))
+        end = begin + span * tensor.element_size()
+        if mapping is None or begin >= starts[place] + len(mapping):
+            continue
+        first = -(-(begin - starts[place]) // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages of this tensor alone
+        last = min(end - starts[place], len(mapping)) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            mapping.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2v.models.layers import ContextKV
+from i2v.models.conditioning import ContextKV
 from i2v.models.unet import SD15, SDXL, Encoder, UNet, UNetConfig, skip_channels
 
 PIXEL_CHANNELS = 3  # of control pictures, which are RGB even where they are grey

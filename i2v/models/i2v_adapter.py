@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from i2v.models.layers import Attention, CastLinear, Conditioning, TransformerBlock, attend
+from i2v.models.conditioning import Conditioning
+from i2v.models.layers import Attention, CastLinear, TransformerBlock, attend
 from i2v.models.unet import UNet
 
 
@@ -37,7 +37,7 @@ class FirstFrameAttention(nn.Module):
 
         x, k, v (B*F, L, C): normed input, keys and values of the frozen self-attention -> (B*F, L, C), after W_O'.
         """
-        k, v = (rearrange(t, "(b f) l c -> b f l c", f=cond.num_frames)[:, cond.anchor] for t in (k, v))
+        k, v = cond.of_anchor(self, k, v)
         return self.scale * self.to_out(attend(self.to_q(x), k, v, self.heads))
 
 

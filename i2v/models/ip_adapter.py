@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from i2v.models.layers import Attention, CastLinear, KeysValues, Linear, TransformerBlock, attend
+from i2v.models.conditioning import KeysValues
+from i2v.models.layers import Attention, CastLinear, Linear, TransformerBlock, attend
 from i2v.models.unet import UNet
 
 

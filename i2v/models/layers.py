@@ -5,8 +5,7 @@ Letters in shapes: B clips, F frames, N = B*F, L tokens (of a picture or of a te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,41 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from i2v.models import cpu, frozen
-
-KeysValues = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class ContextKV:
-    """Keys and values of every cross-attention, (R, L, C) each: computed once per run, not once per step.
-
-    Made by `UNet.context_kv`, accepted in place of `context`. Stale once a weight changes or an adapter is added.
-    """
-
-    text: Mapping[nn.Module, KeysValues]  # by text cross-attention
-    image: Mapping[nn.Module, KeysValues]  # by IP-Adapter slot; empty without image tokens
-    rows: int  # B or B*F
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What a block may look at besides its input. Built once per UNet call, never changed."""
-
-    temb: Tensor  # (R, D) embedded timestep, for SDXL with pooled text and sizes
-    context: ContextKV
-    num_frames: int
-    anchor: int  # index of the frame whose keys and values the I2V-Adapter shares; the first one in the paper
-    rows: int  # N, of all conditions; before the first cross-attention there are the first condition's rows alone
-
-
-def per_frame(x: Tensor, rows: int) -> Tensor:
-    """(R, ...) -> (rows, ...): what is given once per clip is repeated for its frames."""
-    return x if len(x) == rows else x.repeat_interleave(rows // len(x), dim=0)
-
-
-def per_condition(x: Tensor, cond: Conditioning) -> Tensor:
-    """(N / G, ...) -> (N, ...): what is the same under all G conditions is repeated; (N, ...) stays as it is."""
-    return x if len(x) == cond.rows else x.repeat(cond.rows // len(x), *[1] * (x.ndim - 1))
+from i2v.models.chunks import by_rows, empty_rows, rows_at_once
+from i2v.models.conditioning import Conditioning, KeysValues, per_condition, per_frame
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -210,9 +176,10 @@ class TransformerBlock(nn.Module):
     def cross_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
         """Attends to the text and, with an IP-Adapter, to the image tokens: one query, one W_O, two sums."""
         q = self.attn2.to_q(x)
-        out = attend(q, *cond.context.text[self.attn2], self.attn2.heads)
+        k, v = map(cond.mine, cond.context.text[self.attn2])
+        out = attend(q, k, v, self.attn2.heads)
         if self.ip_adapter is not None:
-            out = out + self.ip_adapter(q, *cond.context.image[self.ip_adapter])
+            out = out + self.ip_adapter(q, *map(cond.mine, cond.context.image[self.ip_adapter]))
         return self.attn2.to_out[0](out)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
@@ -236,6 +203,17 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(channels, channels) if linear_proj else Conv1x1(channels, channels)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        rows = rows_at_once(cond.budget, x)
+        if rows >= len(x):
+            return self.frames(x, cond)
+        out = empty_rows(x, cond.rows)
+        for some, own in cond.parts(len(x), rows):
+            for whole, part in zip(out.split(len(x)), self.frames(x[some], own).split(some.stop - some.start)):
+                whole[some] = part  # of each condition
+        return out
+
+    def frames(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """All given frames at once."""
         residual, height = x, x.shape[-2]
         x = self.norm(x)
         if not self.linear_proj:
@@ -269,6 +247,33 @@ class FrameGroupNorm(nn.GroupNorm):
         x = super().forward(rearrange(x, "(b f) c h w -> b c f h w", f=num_frames))
         return rearrange(x, "b c f h w -> (b f) c h w")
 
+    def by_frames(self, num_frames: int, budget: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What `normed` takes beside a few frames of a chunked input; nothing where each frame is its own clip.
+
+        Of norms over the whole clip: the mean and the standard deviation's inverse, (N, groups) each. They are made
+        frame by frame, so that no frame is normed by a part of its clip. inputs: side by side in channels.
+        """
+        if not self.over_frames or num_frames == 1:
+            return ()
+
+        def moments(*some: Tensor) -> Tensor:
+            x = torch.cat(some, dim=1) if len(some) > 1 else some[0]
+            return torch.stack(torch.var_mean(x.float().reshape(len(x), self.num_groups, -1), 2, correction=0), 2)
+
+        var, mean = by_rows(moments, budget, *inputs).unflatten(0, (-1, num_frames)).unbind(-1)  # (B, F, groups)
+        var = var.mean(1) + mean.var(1, correction=0)
+        mean = mean.mean(1)
+        return tuple(x.repeat_interleave(num_frames, 0) for x in (mean, torch.rsqrt(var + self.eps)))
+
+    def normed(self, x: Tensor, *clip: Tensor) -> Tensor:
+        """Frames (n, C, h, w), with their rows of what `by_frames` returned."""
+        if not clip:
+            return super().forward(x)
+        mean, inverse = (c.repeat_interleave(self.num_channels // self.num_groups, 1) for c in clip)  # (n, C)
+        scale = inverse * self.weight.float()
+        shift = self.bias.float() - mean * scale
+        return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
+
 
 class ResBlock(nn.Module):
     """Two convolutions with the timestep added in between, and a residual; (N, C, h, w) -> (N, C', h, w)."""
@@ -282,11 +287,33 @@ class ResBlock(nn.Module):
         self.conv2 = Conv3x3(out_channels, out_channels)
         self.conv_shortcut = Conv1x1(in_channels, out_channels) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditioning, skip: Tensor | None = None) -> Tensor:
+        """`skip` (N, C'', h, w): a skip connection, more channels of the input."""
+        temb = per_frame(self.time_emb_proj(F.silu(cond.temb)), cond.rows)[: len(x)]
+        inputs = (x,) if skip is None else (x, skip)
+        if rows_at_once(cond.budget, *inputs) < len(x):
+            return self.by_frames(inputs, temb, cond)
+        x = x if skip is None else torch.cat(inputs, dim=1)
         h = self.conv1(recomputed(lambda x: F.silu(self.norm1(x, cond.num_frames)), x, self.norm1))
-        h = h + per_frame(self.time_emb_proj(F.silu(cond.temb)), cond.rows)[: len(h), :, None, None]
+        h = h + temb[:, :, None, None]
         h = self.conv2(recomputed(lambda h: F.silu(self.norm2(h, cond.num_frames)), h, self.norm2))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def by_frames(self, inputs: tuple[Tensor, ...], temb: Tensor, cond: Conditioning) -> Tensor:
+        """The same for a few frames at once: up to the second norm, whose statistics may be the clip's, and then on."""
+        count, frames, budget = len(inputs), cond.num_frames, cond.budget
+
+        def first(temb: Tensor, *rest: Tensor) -> Tensor:
+            x = torch.cat(rest[:count], dim=1)
+            return self.conv1(F.silu(self.norm1.normed(x, *rest[count:]))) + temb[:, :, None, None]
+
+        def second(h: Tensor, *rest: Tensor) -> Tensor:
+            x = torch.cat(rest[:count], dim=1)
+            h = self.conv2(F.silu(self.norm2.normed(h, *rest[count:])))
+            return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+        h = by_rows(first, budget, temb, *inputs, *self.norm1.by_frames(frames, budget, *inputs))
+        return by_rows(second, budget, h, *inputs, *self.norm2.by_frames(frames, budget, h), into=h)
 
 
 class Downsample(nn.Module):
@@ -307,5 +334,5 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = Conv3x3(channels, channels)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+    def forward(self, x: Tensor, size: tuple[int, int], budget: int = 0) -> Tensor:
+        return by_rows(lambda some: self.conv(F.interpolate(some, size=size, mode="nearest")), budget // 4, x)

@@ -10,7 +10,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from i2v.models.layers import Attention, Conditioning, FeedForward, FrameGroupNorm, Linear, ResBlock, recomputed
+from i2v.models.chunks import by_rows, rows_at_once
+from i2v.models.conditioning import Conditioning
+from i2v.models.layers import Attention, FeedForward, FrameGroupNorm, Linear, ResBlock, recomputed
 from i2v.models.unet import UNet
 
 
@@ -78,18 +80,34 @@ class MotionModule(nn.Module):
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         """Raises ValueError for more frames than the module was trained on."""
-        frames, (height, width) = cond.num_frames, x.shape[-2:]
+        frames = cond.num_frames
         if frames > self.max_frames:
             raise ValueError(
                 f"these motion modules were trained on at most {self.max_frames} frames, got {frames}: "
                 "make a longer video window by window"
             )
-        h = rearrange(self.norm(x, frames), "(b f) c h w -> (b h w) f c", f=frames)
+        if rows_at_once(cond.budget, x) >= len(x):
+            return x + self.pixels(self.norm(x, frames), frames)
+        h = by_rows(self.norm.normed, cond.budget, x, *self.norm.by_frames(frames, cond.budget, x))
+
+        def sum_of(h: Tensor, x: Tensor) -> Tensor:
+            """Some lines of a clip's frames, (lines, f, c, w)."""
+            return x + rearrange(self.pixels(rearrange(h, "h f c w -> f c h w"), frames), "f c h w -> h f c w")
+
+        for clip in range(0, len(x), frames):
+            lines, original = (rearrange(t[clip : clip + frames], "f c h w -> h f c w") for t in (h, x))
+            by_rows(sum_of, cond.budget, lines, original, into=lines)  # a view of h
+        return h
+
+    def pixels(self, h: Tensor, frames: int) -> Tensor:
+        """(B*F, C, h, w) after the norm -> what is added to the input; every pixel is computed alone."""
+        height, width = h.shape[-2:]
+        h = rearrange(h, "(b f) c h w -> (b h w) f c", f=frames)
         h = self.proj_in(h)
         for block in self.transformer_blocks:
             h = block(h)
         h = self.proj_out(h)
-        return x + self.scale * rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=width)
+        return self.scale * rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=width)
 
 
 def add_motion_modules(unet: UNet, cfg: MotionConfig) -> dict[str, nn.Module]:

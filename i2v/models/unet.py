@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2v.models import cpu
+from i2v.models.chunks import by_rows, rows_at_once
+from i2v.models.conditioning import Conditioning, ContextKV, per_condition, per_frame
 from i2v.models.layers import (
     Attention,
-    Conditioning,
-    ContextKV,
     Conv3x3,
     Downsample,
     FrameGroupNorm,
@@ -24,8 +24,6 @@ from i2v.models.layers import (
     SpatialTransformer,
     TransformerBlock,
     Upsample,
-    per_condition,
-    per_frame,
 )
 
 
@@ -103,9 +101,8 @@ class Level(nn.Module):
         )
         self.motion_modules = nn.ModuleList()  # filled by motion.add_motion_modules
 
-    def layer(self, i: int, x: Tensor, cond: Conditioning) -> Tensor:
-        """The i-th layer; (N, C, h, w) -> (N, C', h, w)."""
-        x = self.resnets[i](x, cond)
+    def after_resnet(self, i: int, x: Tensor, cond: Conditioning) -> Tensor:
+        """The rest of the i-th layer; (N, C, h, w) -> (N, C, h, w)."""
         if self.attentions:
             x = self.attentions[i](x, cond)
         if self.motion_modules:
@@ -125,7 +122,7 @@ class DownLevel(Level):
         """(N, C, h, w) -> what the skip connections keep: the state after each layer and after the downsampler."""
         states = []
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, cond)
+            x = self.after_resnet(i, self.resnets[i](x, cond), cond)
             states.append(x)
         for down in self.downsamplers:
             states.append(down(x))
@@ -139,13 +136,16 @@ class UpLevel(Level):
         super().__init__(widths, temb_dim, cfg, level)
         self.upsamplers = nn.ModuleList([Upsample(cfg.channels[level])] if level > 0 else [])
 
-    def forward(self, x: Tensor, skips: list[Tensor], cond: Conditioning) -> Tensor:
-        """(N, C, h, w) -> (N, C', h', w'). Takes its skip connections off the end of `skips`."""
+    def forward(self, states: list[Tensor], cond: Conditioning) -> None:
+        """Takes x (N, C, h, w) and its skip connections off the end of `states`, puts x' (N, C', h', w') there.
+
+        A tensor that nobody needs any more is nowhere kept: this is where a UNet's memory is at its peak.
+        """
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, per_condition(skips.pop(), cond)], dim=1), cond)
+            states.append(self.resnets[i](states.pop(), cond, per_condition(states.pop(), cond)))
+            states.append(self.after_resnet(i, states.pop(), cond))
         for up in self.upsamplers:
-            x = up(x, size=skips[-1].shape[-2:])
-        return x
+            states.append(up(states.pop(), states[-1].shape[-2:], cond.budget))
 
 
 class MidBlock(nn.Module):
@@ -180,6 +180,7 @@ class Encoder(nn.Module):
     def __init__(self, cfg: UNetConfig):
         super().__init__()
         self.cfg = cfg
+        self.budget = 0  # bytes of its input that a block works on at once where no gradients are wanted; 0: all
         ch = cfg.channels
         temb = ch[0] * 4
         self.time_embedding = TimeEmbedding(ch[0], temb)
@@ -267,7 +268,8 @@ class Encoder(nn.Module):
         if [list(kv.text), list(kv.image)] != list(self._cross_attentions()):
             raise ValueError("this ContextKV is another UNet's, or older than its IP-Adapter: call context_kv again")
         temb = self.embed_time(timesteps.repeat(conditions), pooled, size_ids)
-        return Conditioning(temb, kv, num_frames, anchor, conditions * len(latents))
+        budget = 0 if torch.is_grad_enabled() else self.budget
+        return Conditioning(temb, kv, num_frames, anchor, conditions * len(latents), budget)
 
     def conv_first(self, latents: Tensor, conditions: int = 1) -> Tensor:
         """(N, C, h, w) -> (N, C', h, w), or one such for every condition where they differ from the start (SDXL)."""
@@ -341,7 +343,16 @@ class UNet(Encoder):
             skips = [per_condition(s, cond) + per_frame(c, cond.rows) for s, c in zip(skips, control)]
             x = x + per_frame(control[-1], len(x))
 
+        states = [*skips, x]
+        del skips, x
         for block in self.up_blocks:
-            x = block(x, skips, cond)
+            block(states, cond)
+        return self.out(states.pop(), cond)
 
-        return self.conv_out(F.silu(self.conv_norm_out(x, num_frames)))
+    def out(self, x: Tensor, cond: Conditioning) -> Tensor:
+        """(N, C, h, w) -> the prediction (N, latent_channels, h, w)."""
+        norm = self.conv_norm_out
+        if rows_at_once(cond.budget, x) >= len(x):
+            return self.conv_out(F.silu(norm(x, cond.num_frames)))
+        clip = norm.by_frames(cond.num_frames, cond.budget, x)
+        return by_rows(lambda x, *clip: self.conv_out(F.silu(norm.normed(x, *clip))), cond.budget, x, *clip)

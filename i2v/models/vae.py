@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from i2v.models.layers import Conv1x1, Conv3x3, Linear, attend
+from i2v.models.tiles import in_tiles
+
+OVERLAP = 64  # pixels that neighbouring tiles share
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,64 @@ class Posterior:
         return self.mean
 
 
+class PictureNorm(nn.GroupNorm):
+    """GroupNorm over a picture. Of a tile: with statistics that it saw of the whole picture, made smaller."""
+
+    looking = False
+    seen: tuple[Tensor, Tensor] | None = None  # variance and mean (N, groups) of the whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.unflatten(1, (self.num_groups, -1)).flatten(2)
+        if self.looking:
+            self.seen = torch.var_mean(groups.float(), 2, correction=0)
+        if self.looking or self.seen is None:
+            return super().forward(x)
+        var, mean = (s.repeat_interleave(self.num_channels // self.num_groups, 1) for s in self.seen)
+        scale = torch.rsqrt(var + self.eps) * self.weight.float()
+        shift = self.bias.float() - mean * scale
+        return torch.addcmul(shift[..., None, None].to(x.dtype), x, scale[..., None, None].to(x.dtype))
+
+
+def with_norms_of_all(
+    network: nn.Module, x: Tensor, tile: int, overlap: int, multiple: int, run: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """run(x) in tiles of `tile`, whose norms have the statistics of all of `x`, made as small as a tile."""
+    if tile >= max(x.shape[-2:]):
+        return run(x)
+    shrink = tile / max(x.shape[-2:])
+    small = [max(round(side * shrink / multiple), 1) * multiple for side in x.shape[-2:]]
+    norms = [module for module in network.modules() if isinstance(module, PictureNorm)]
+    try:
+        for norm in norms:
+            norm.looking = True
+        run(F.interpolate(x, size=small, mode="nearest"))  # which keeps the contrast of neighbours
+        for norm in norms:
+            norm.looking = False
+        return in_tiles(run, x, tile, overlap, multiple)
+    finally:
+        for norm in norms:
+            norm.looking, norm.seen = False, None
+
+
+def silu(x: Tensor) -> Tensor:
+    """Written over its input, which a norm has just made, unless gradients need it: the finest level is large."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class VAEResBlock(nn.Module):
     """Two convolutions and a residual; (N, C, H, W) -> (N, C', H, W)."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
+        self.norm1 = PictureNorm(groups, in_channels, eps=1e-6)
         self.conv1 = Conv3x3(in_channels, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
+        self.norm2 = PictureNorm(groups, out_channels, eps=1e-6)
         self.conv2 = Conv3x3(out_channels, out_channels)
         self.conv_shortcut = Conv1x1(in_channels, out_channels) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -75,7 +123,7 @@ class VAEAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.group_norm = PictureNorm(groups, channels, eps=1e-6)
         self.to_q, self.to_k, self.to_v = (Linear(channels, channels) for _ in range(3))
         self.to_out = nn.ModuleList([Linear(channels, channels)])
 
@@ -149,7 +197,7 @@ class Encoder(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
         widths, last = cfg.channels, len(cfg.channels) - 1
-        self.patch = cfg.patch
+        self.patch, self.factor = cfg.patch, cfg.factor
         self.conv_in = Conv3x3(cfg.pixel_channels * cfg.patch**2, widths[0])
         self.down_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
@@ -158,14 +206,20 @@ class Encoder(nn.Module):
                 level.downsamplers = nn.ModuleList([VAEDownsample(width)])
             self.down_blocks.append(level)
         self.mid_block = MidBlock(widths[-1], cfg.groups, cfg.mid_attention)
-        self.conv_norm_out = nn.GroupNorm(cfg.groups, widths[-1], eps=1e-6)
+        self.conv_norm_out = PictureNorm(cfg.groups, widths[-1], eps=1e-6)
         self.conv_out = Conv3x3(widths[-1], 2 * cfg.latent_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tile: int = 0) -> Tensor:
+        """`tile`: pixels of the tiles in which all but the coarsest level is computed; 0: whole."""
+        x = self.fine(x) if not tile else with_norms_of_all(self, x, tile, OVERLAP, self.factor, self.fine)
+        return self.conv_out(silu(self.conv_norm_out(self.mid_block(self.down_blocks[-1](x)))))
+
+    def fine(self, x: Tensor) -> Tensor:
+        """Up to the coarsest level's size."""
         x = self.conv_in(F.pixel_unshuffle(x, self.patch))
-        for level in self.down_blocks:
+        for level in self.down_blocks[:-1]:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return x
 
 
 class Decoder(nn.Module):
@@ -174,7 +228,7 @@ class Decoder(nn.Module):
     def __init__(self, cfg: VAEConfig):
         super().__init__()
         widths, last = cfg.channels[::-1], len(cfg.channels) - 1
-        self.patch = cfg.patch
+        self.patch, self.factor = cfg.patch, cfg.factor
         self.conv_in = Conv3x3(cfg.latent_channels, widths[0])
         self.mid_block = MidBlock(widths[0], cfg.groups, cfg.mid_attention)
         self.up_blocks = nn.ModuleList()
@@ -183,14 +237,20 @@ class Decoder(nn.Module):
             if i < last:
                 level.upsamplers = nn.ModuleList([VAEUpsample(width)])
             self.up_blocks.append(level)
-        self.conv_norm_out = nn.GroupNorm(cfg.groups, widths[-1], eps=1e-6)
+        self.conv_norm_out = PictureNorm(cfg.groups, widths[-1], eps=1e-6)
         self.conv_out = Conv3x3(widths[-1], cfg.pixel_channels * cfg.patch**2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
-        for level in self.up_blocks:
+    def forward(self, x: Tensor, tile: int = 0) -> Tensor:
+        """`tile`: pixels of the tiles in which all but the coarsest level is computed; 0: whole."""
+        x = self.up_blocks[0](self.mid_block(self.conv_in(x)))
+        scale = self.factor // 2 if len(self.up_blocks) > 1 else self.factor  # pixels per element
+        return self.fine(x) if not tile else with_norms_of_all(self, x, tile // scale, OVERLAP // scale, 1, self.fine)
+
+    def fine(self, x: Tensor) -> Tensor:
+        """From the end of the coarsest level to pixels."""
+        for level in self.up_blocks[1:]:
             x = level(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(x))), self.patch)
+        return F.pixel_shuffle(self.conv_out(silu(self.conv_norm_out(x))), self.patch)
 
 
 class VAE(nn.Module):
@@ -208,32 +268,38 @@ class VAE(nn.Module):
         self.register_module("quant_conv", nn.Conv2d(2 * latent, 2 * latent, 1) if cfg.quant_conv else None)
         self.register_module("post_quant_conv", nn.Conv2d(latent, latent, 1) if cfg.quant_conv else None)
 
-    def encode(self, pixels: Tensor) -> Posterior:
+    def encode(self, pixels: Tensor, tile: int = 0) -> Posterior:
         """RGB in [-1, 1], (N, 3, H, W) -> distribution of scaled latents (N, C, H / factor, W / factor).
 
+        tile: see `decode`.
         Raises ValueError for sizes that are no multiple of `cfg.factor` and for weights in an unsafe dtype.
         """
+        self._check_tile(tile)
         self._check(pixels, self.cfg.pixel_channels, "pixels")
         if any(side % self.cfg.factor for side in pixels.shape[-2:]):
             height, width = pixels.shape[-2:]
             raise ValueError(f"pixels are {height}x{width}; resize them to multiples of {self.cfg.factor}")
-        moments = self.encoder(self._cast(pixels))
+        moments = self.encoder(self._cast(pixels), tile)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         mean, log_variance = moments.float().chunk(2, dim=1)
         std = torch.exp(0.5 * log_variance.clamp(-30, 20))  # the clamp is part of the trained model
         return Posterior(mean * self.cfg.scaling_factor, std * self.cfg.scaling_factor)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, tile: int = 0) -> Tensor:
         """Scaled latents (N, C, h, w) -> RGB around [-1, 1], not clamped, (N, 3, h * factor, w * factor) float32.
 
-        Raises ValueError for a wrong shape and for weights in an unsafe dtype.
+        tile: pixels of the square tiles in which all but the coarsest level is computed, a multiple of `cfg.factor`
+        above twice `OVERLAP`; they fade into each other. Memory is that of one tile. The result is not quite the
+        same: norms have the statistics of the picture made as small as a tile. 0: no tiles.
+        Raises ValueError for a wrong shape or tile and for weights in an unsafe dtype.
         """
+        self._check_tile(tile)
         self._check(latents, self.cfg.latent_channels, "latents")
         x = self._cast(latents.float() / self.cfg.scaling_factor)
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
-        return self.decoder(x).float()
+        return self.decoder(x, tile).float()
 
     def encode_video(self, pixels: Tensor, noise: Tensor | None = None, chunk: int = 8) -> Tensor:
         """(B, F, 3, H, W) -> scaled latents (B, F, C, h, w): the mode, or a sample with `noise` of the latents' shape.
@@ -256,6 +322,10 @@ class VAE(nn.Module):
             raise ValueError(f"{what}: expected (N, {channels}, height, width), got {tuple(x.shape)}")
         if not self.cfg.float16_safe and self.encoder.conv_in.weight.dtype == torch.float16:
             raise ValueError("this VAE overflows in float16; load its weights in float32 or bfloat16")
+
+    def _check_tile(self, tile: int) -> None:
+        if tile and (tile <= 2 * OVERLAP or tile % self.cfg.factor):
+            raise ValueError(f"tile={tile}: expected 0 or a multiple of {self.cfg.factor} above {2 * OVERLAP} pixels")
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.encoder.conv_in.weight.dtype)

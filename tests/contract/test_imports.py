@@ -13,6 +13,7 @@ SCRIPTS = {"train", "sample"}
 PROJECT = {"i2v", "weights_convert", "eval", "tests", *SCRIPTS}
 
 MODELS = {"torch", "einops"}
+SHARED = {*MODELS, "i2v.models.conditioning", "i2v.models.layers", "i2v.models.unet"}
 NUMERIC = {"torch", "numpy"}
 RUNTIME = {"torch", "einops", "safetensors", "numpy", "cv2", "tqdm", "av"}
 ANYTHING = {*RUNTIME, "i2v", "weights_convert", "eval"}
@@ -24,13 +25,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "i2v.models": {*MODELS, "i2v.models"},
     "i2v.models.cpu": MODELS,
     "i2v.models.frozen": {*MODELS, "i2v.models.cpu"},
-    "i2v.models.layers": {*MODELS, "i2v.models.cpu", "i2v.models.frozen"},
+    "i2v.models.chunks": MODELS,
+    "i2v.models.conditioning": MODELS,
+    "i2v.models.layers": {*MODELS, "i2v.models.chunks", "i2v.models.conditioning", "i2v.models.cpu",
+                          "i2v.models.frozen"},
     # Adapters are slots of the UNet: they share leaf modules and never import each other.
-    "i2v.models.unet": {*MODELS, "i2v.models.cpu", "i2v.models.layers"},
-    "i2v.models.motion": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
-    "i2v.models.i2v_adapter": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
-    "i2v.models.ip_adapter": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
-    "i2v.models.controlnet": {*MODELS, "i2v.models.layers", "i2v.models.unet"},
+    "i2v.models.unet": {*MODELS, "i2v.models.chunks", "i2v.models.conditioning", "i2v.models.cpu", "i2v.models.layers"},
+    "i2v.models.motion": {*SHARED, "i2v.models.chunks"},
+    "i2v.models.i2v_adapter": SHARED,
+    "i2v.models.ip_adapter": SHARED,
+    "i2v.models.controlnet": SHARED,
     # A model is a callable here.
     "i2v.diffusion": {"torch", "i2v.diffusion"},
     "i2v.noise": NUMERIC,

@@ -7,9 +7,10 @@ import torch
 from clips import activations, fold, nudged, unfold, worst
 from einops import rearrange
 
+from i2v.models.conditioning import Conditioning, ContextKV
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention
-from i2v.models.layers import Conditioning, ContextKV, SpatialTransformer, TransformerBlock, attend
+from i2v.models.layers import SpatialTransformer, TransformerBlock, attend
 
 TOLERANCE = 2e-5  # stated by the golden
 HEADS, FRAMES, IMAGE_TOKENS = 8, 5, 16

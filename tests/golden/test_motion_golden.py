@@ -9,7 +9,7 @@ import torch
 from clips import activations, fold, nudged, unfold, worst
 from einops import rearrange
 
-from i2v.models.layers import Conditioning, ContextKV
+from i2v.models.conditioning import Conditioning, ContextKV
 from i2v.models.motion import MOTION_SDXL, MOTION_V1, MOTION_V2, MotionConfig, MotionModule, frame_positions
 
 TOLERANCE = 2e-5  # stated by the golden

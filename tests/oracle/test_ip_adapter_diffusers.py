@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 
+from i2v.models.conditioning import Conditioning, ContextKV
 from i2v.models.ip_adapter import ImageCrossAttention, ImageProjection, IPAdapterConfig, Resampler
-from i2v.models.layers import Conditioning, ContextKV, TransformerBlock
+from i2v.models.layers import TransformerBlock
 
 embeddings = pytest.importorskip("diffusers.models.embeddings")
 attention = pytest.importorskip("diffusers.models.attention_processor")

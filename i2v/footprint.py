@@ -1,0 +1,107 @@
+"""What a computation will hold in memory and how much it computes, found by running it on the meta device.
+
+Nothing is allocated and nothing computed: every operation only tells the shape of its result. So the code that runs is
+its own model: a change of a network changes the prediction with it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import conv_flop_count
+
+aten = torch.ops.aten
+MATRIX = {aten.mm: 0, aten.addmm: 1, aten.bmm: 0, aten.baddbmm: 1}  # position of the first factor
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """bytes: the most that it held at once of its own making; flops: of convolutions, products and attention."""
+
+    bytes: int
+    flops: int
+
+
+class Tracker(TorchDispatchMode):
+    """Counts what lives: a storage is freed when Python lets go of its last tensor, on the meta device as elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = self.flops = 0
+        self.seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for x in tree_leaves((args, kwargs)):
+            self.known(x, 0)
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            self.known(x, 1)
+        self.count(func, args, out)
+        return out
+
+    def known(self, x: Any, new: int) -> None:
+        """Takes a tensor's storage into account; what existed before the computation (`new` 0) weighs nothing."""
+        if not isinstance(x, Tensor):
+            return
+        storage = x.untyped_storage()
+        key = id(storage)
+        if key in self.seen and self.seen[key]() is storage:
+            return
+        size = new * storage.nbytes()
+
+        def freed(_: Any) -> None:
+            self.live -= size
+            self.seen.pop(key, None)
+
+        self.seen[key] = weakref.ref(storage, freed)
+        self.held(size)
+        self.live += size
+
+    def held(self, more: int) -> None:
+        """`more` bytes beside what lives, for the length of one operation."""
+        self.peak = max(self.peak, self.live + more)
+
+    def count(self, func: Any, args: Sequence[Any], out: Any) -> None:
+        """Operations; and what oneDNN holds while it convolves: input, weight and result in a layout of its own."""
+        packet = func.overloadpacket
+        if packet in MATRIX:
+            self.flops += 2 * args[MATRIX[packet]].shape[-1] * out.numel()
+        elif packet is aten.convolution:
+            self.flops += conv_flop_count(list(args[0].shape), list(args[1].shape), list(out.shape), bool(args[6]))
+            self.held(sum(x.numel() * x.element_size() for x in (args[0], args[1], out)))
+
+
+class Attention(TorchFunctionMode):
+    """Fused attention never holds its matrix of weights; the meta device would make it."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v = args[:3]
+        self.tracker.flops += 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+        return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+def footprint(run: Callable[[], Any]) -> Footprint:
+    """Of `run`, whose networks and tensors are on the meta device."""
+    tracker = Tracker()
+    with torch.no_grad(), tracker, Attention(tracker):
+        run()
+    return Footprint(tracker.peak, tracker.flops)
