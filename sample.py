@@ -18,7 +18,6 @@ def stop_at_once(*_: object) -> None:
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, stop_at_once)
 
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from eval.best_of import ranking
-from i2v import assemble, jobs, load, presets, replay
+from i2v import assemble, jobs, memory, presets, replay
 from i2v.assemble import ModelFiles
 from i2v.config import ConfigError, flag, from_command_line, from_dict
 from i2v.device import own_device, place
@@ -54,7 +53,11 @@ class SampleConfig(ModelFiles, Request):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag("auto", "number format of the networks",
                                                                     "--precision")  # fmt: skip
     best_of: int = flag(1, "make the video with this many seeds, from --seed on, rank them and name their faults")
-    decode_chunk: int = flag(8, "frames that the VAE decodes at once", "--decode-chunk-size")
+    memory: Literal["auto", "full", "lean", "low", "least"] = flag("auto", "how much is in memory at once: what fits, "
+                                                                   "or one of the plans of docs/memory.md")  # fmt: skip
+    dry_run: bool = flag(False, "tell peak memory and time by stage; make nothing")
+    decode_chunk: int | None = flag(None, "frames that the VAE decodes at once; not given: the memory plan's",
+                                    "--decode-chunk-size")  # fmt: skip
     guidance_in_turn: bool = flag(False, "run the two halves of guidance one after the other: less memory")
 
 
@@ -81,7 +84,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         if recipe is None:
             raise ConfigError("--image is missing: the picture that the video begins with")
         raise ConfigError(f"{cfg.from_} was made from {recipe.lost()}, which is not there; give it with --image")
-    if cfg.decode_chunk < 1:
+    if cfg.decode_chunk is not None and cfg.decode_chunk < 1:
         raise ConfigError(f"--decode-chunk {cfg.decode_chunk}: expected at least 1 frame")
     request = Request(**{f.name: getattr(cfg, f.name) for f in fields(Request)})
     todo, several = jobs.listed(cfg.image, cfg.jobs, request, cfg.output)
@@ -93,25 +96,27 @@ def run(argv: Sequence[str] | None = None) -> int:
     plan.refuse()
     checker = jobs.Checker(plan, cfg.overwrite, several, todo)
 
-    @functools.cache
-    def pipe() -> I2VPipeline:
-        built = load.build(plan, own_device(cfg.device, place()), cfg.dtype, progress=True)
-        built.decode_chunk, built.guidance_in_turn = cfg.decode_chunk, cfg.guidance_in_turn
-        for facts in built.weights.values():
-            if "layers" in facts:
-                print(f"LoRA {facts['file']}: {facts['layers']} layers changed, scale {facts['scale']:g}")
-        return built
+    model = memory.Fitting(plan, own_device(cfg.device, place()), cfg.dtype, cfg.memory, cfg.decode_chunk,
+                           cfg.guidance_in_turn, print)  # fmt: skip
+    if cfg.dry_run:
+        for job in todo:
+            print(job.name, model.report(checker.check(job).request), sep="\n")
+        return 0
+    memory.give_back_freed_memory()
 
     def make(job: jobs.Ready) -> tuple[Stream, Written]:
-        video = pipe().stream(job.job.images, job.job.request, progress=True)
-        return video, write_video(job.output, video.frames, video.fps, video.settings, overwrite=cfg.overwrite)
+        def work(pipe: I2VPipeline) -> tuple[Stream, Written]:
+            video = pipe.stream(job.job.images, job.job.request, progress=True)
+            return video, write_video(job.output, video.frames, video.fps, video.settings, overwrite=cfg.overwrite)
+
+        return model.run(job.request, work)
 
     if several:
         return make_all(todo, checker, make, cfg.best_of)
     ready = checker.check(todo[0])
     full = ready.request
     print(f"{ready.job.name} -> {full.num_frames} frames of {full.width}x{full.height}, seed {full.seed}, "
-          f"{plan.preset.name} on {pipe().device.type}")  # fmt: skip
+          f"{plan.preset.name} on {model.device.type}")  # fmt: skip
     result, written = make(ready)
     print(f"{written.path} ({written.codec})" + (f"; {written.note}" if written.note else ""))
     near = ", ".join(

@@ -19,6 +19,7 @@ from i2v.config import ConfigError, flag, from_dict, to_dict
 from i2v.control import Maps, looked_at
 from i2v.device import Place
 from i2v.diffusion.frame_similarity_prior import timesteps_from
+from i2v.memory import is_out_of_memory
 from i2v.pipeline import Picture
 from i2v.replay import described, recipe
 from i2v.request import Request
@@ -297,9 +298,8 @@ def _tried(step: Callable[[A], B], given: A) -> B | str:
 
 def words(error: Exception) -> str:
     """One of the `MISTAKES` in one line; raises it again if it is a fault of the program."""
-    # only CUDA has an error type of its own; on the CPU and on MPS the words tell
-    if isinstance(error, RuntimeError) and not re.search("out of memory|allocate memory", str(error)):
+    if is_out_of_memory(error):
+        return "out of memory; try --dtype bfloat16, fewer frames or a smaller size"
+    if isinstance(error, RuntimeError):
         raise error
-    if isinstance(error, (RuntimeError, MemoryError)):
-        return "out of memory; try --guidance-in-turn, --decode-chunk 1, fewer frames or a smaller size"
     return " ".join(str(error).split())  # what this project raises for what users gave

@@ -1,0 +1,378 @@
+"""How much memory a video needs and how much there is: predicted before anything is read, and a plan chosen by it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from i2v import load
+from i2v.assemble import Plan
+from i2v.device import pick_device, pick_dtype
+from i2v.diffusion.frame_similarity_prior import timesteps_from
+from i2v.footprint import Footprint, footprint
+from i2v.memory_plans import FULL, IN_UNET, LEAN, PLANS, MemoryPlan, stages_of
+from i2v.networks import Networks, networks
+from i2v.pipeline import I2VPipeline
+from i2v.request import Request
+from i2v.residency import streamed_unit
+from i2v.sources import ATTENTION
+
+T = TypeVar("T")
+GB = 1e9
+SMALL_MODEL = 512 * 2**20  # bytes of weights below which nothing is won by letting go of them
+SLACK = 0.95  # of the free memory is used
+GROWTH = 150e6  # what libraries take once they compute: kernels, threads, buffers (measured on Linux, torch 2.13)
+RETAINED = 0.15  # of what a stage worked with that the allocator keeps in pieces too small to be used again
+EFFICIENCY = 0.8  # of a large matrix product's rate, over a whole stage
+READ = 1.5e9  # bytes a second, of files that the system has in its cache
+PIXEL_COPIES = 4  # float32 copies of decoded frames while their colours are finished
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run. Bytes: of weights in memory, and of what it works with. flops: of all of its calls."""
+
+    name: str
+    weights: int
+    work: int
+    flops: int
+    read: int  # bytes of weights that are read for it
+
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.work
+
+    def seconds(self, rate: float) -> float:
+        """At `rate` operations a second."""
+        return self.flops / rate + self.read / READ
+
+
+def predict(plan: Plan, request: Request, memory: MemoryPlan, dtype: torch.dtype, device: torch.device) -> list[Stage]:
+    """The stages of making one video, in order; request: with every number resolved. Nothing is read or computed."""
+    built = networks({name: part.config for name, part in plan.parts.items()})
+    size = {name: weights_of(plan, built, name, dtype) for name in plan.parts}
+    for name in plan.parts:
+        for module in built.slots[name].values():
+            module.to(load.dtype_of(name, plan.parts[name].config, dtype))
+    if "i2v_adapter" in plan.parts:  # inside the UNet, which was cast as a whole
+        for module in built.slots["i2v_adapter"].values():
+            module.float()
+    stages = {stage: sum(size[name] for name in parts) for stage, parts in stages_of(plan.parts).items()}
+    kept = {stage: stages[stage] if stage in memory.keep or keeps(plan, stage) else 0 for stage in stages}
+    unet = stages["unet"]
+    if memory.streamed and not plan.loras:
+        unet -= streamed_bytes(plan, built, dtype)
+    steps = len(timesteps_from(plan.schedule, request.steps, float(request.t0 or 1)))
+    calls = steps * len(request.windows(0))
+    height, width, frames = int(request.height or 0), int(request.width or 0), int(request.num_frames or 0)
+    vae, numbers = built.slots["vae"][""], load.dtype_of("vae", plan.parts["vae"].config, dtype)
+
+    def stage(name: str, needs: Sequence[str], own: int, found: Footprint, times: int, extra: int = 0) -> Stage:
+        others = sum(kept[other] for other in stages if other not in needs)
+        read = sum(0 if kept[need] else stages[need] for need in needs)
+        read = read * times if memory.streamed and "unet" in needs else read
+        return Stage(name, own + others, round(found.bytes * (1 + RETAINED)) + extra, found.flops * times, read)
+
+    with torch.device("meta"):
+        pixels = torch.empty(1, 3, height, width, dtype=numbers)
+        encoded = footprint(lambda: vae.encode(pixels, memory.tile))
+        told = footprint_of_prompt(built, plan, dtype)
+        step = footprint_of_step(plan, built, request, memory, dtype, device)
+        chunk = min(memory.decode_chunk, frames)
+        latents = torch.empty(chunk, vae.cfg.latent_channels, height // vae.cfg.factor, width // vae.cfg.factor)
+        decoded = footprint(lambda: vae.decode(latents, memory.tile))
+    pixels_made = chunk * 3 * height * width * 4
+    both = stages["image"] + stages["text"]
+    halves = 2 if memory.guidance_in_turn and float(request.guidance_scale or 0) > 1 else 1
+    return [
+        stage("picture", ["vae"], stages["vae"], encoded, 1),
+        stage("prompt", ["image", "text"], both, told, 2),
+        stage("denoising", ["unet"], unet, step, calls * halves),
+        stage("decoding", ["vae"], stages["vae"], decoded, math.ceil(frames / chunk), PIXEL_COPIES * pixels_made),
+    ]
+
+
+def keeps(plan: Plan, stage: str) -> bool:
+    """A LoRA is merged into what was read: that stays."""
+    return any(stage == "unet" or (stage == "text" and name == "lora") for name, _, _ in plan.loras)
+
+
+def weights_of(plan: Plan, built: Networks, part: str, dtype: torch.dtype) -> int:
+    """Bytes of a part in the number format that it is used in."""
+    own = load.dtype_of(part, plan.parts[part].config, dtype)
+    tensors = [plan.parts[part].tensors[key] for key in built.shapes(part)]
+    return sum(t.numel() * (own.itemsize if t.is_floating_point() else t.element_size()) for t in tensors)
+
+
+def streamed_bytes(plan: Plan, built: Networks, dtype: torch.dtype) -> int:
+    """What of the UNet's weights is not in memory while its largest level is."""
+    units: dict[str, int] = {}
+    for name in IN_UNET:
+        own = load.dtype_of(name, plan.parts[name].config, dtype)
+        for key in built.shapes(name):
+            if unit := streamed_unit(key.removeprefix(ATTENTION)):
+                units[unit] = units.get(unit, 0) + plan.parts[name].tensors[key].numel() * own.itemsize
+    return sum(units.values()) - max(units.values())
+
+
+def footprint_of_prompt(built: Networks, plan: Plan, dtype: torch.dtype) -> Footprint:
+    """One picture through the image encoder; a prompt works with little beside it."""
+    side, image = plan.parts["image_encoder"].config.image_size, built.slots["image_encoder"][""]
+    found = footprint(lambda: image(torch.empty(1, 3, side, side, dtype=dtype)))
+    texts = [name for name in ("text_encoder", "text_encoder_2") if name in plan.parts]
+    products = sum(
+        2 * plan.parts[name].config.max_length * p.numel()
+        for name in texts
+        for key, p in built.slots[name][""].named_parameters()
+        if p.ndim > 1 and "embedding" not in key
+    )
+    return Footprint(found.bytes, found.flops + products)
+
+
+def footprint_of_step(
+    plan: Plan, built: Networks, request: Request, memory: MemoryPlan, dtype: torch.dtype, device: torch.device
+) -> Footprint:
+    """One call of the UNet with the keys and values of its text and picture."""
+    unet, config, content = built.unet, plan.parts["unet"].config, plan.parts["image_projection"].config
+    unet.budget = memory.budget(device)
+    rows = 1 if memory.guidance_in_turn or float(request.guidance_scale or 0) <= 1 else 2
+    factor, frames = plan.parts["vae"].config.factor, int(request.window or request.num_frames or 0)
+    sides = int(request.height or 0) // factor, int(request.width or 0) // factor
+    latents = torch.empty(rows * frames, config.latent_channels, *sides, dtype=dtype)
+    text = torch.empty(rows, plan.parts["text_encoder"].config.max_length, config.context_dim, dtype=dtype)
+    tokens = torch.empty(rows, content.tokens, config.context_dim, dtype=dtype)
+    more: dict[str, Any] = {}
+    if config.pooled_dim:
+        more = {"pooled": torch.empty(rows, config.pooled_dim, dtype=dtype), "size_ids": torch.zeros(rows, 6)}
+    times = torch.zeros(rows)
+
+    def step() -> None:
+        for net in built.controlnets.values():
+            net.budget = unet.budget
+            hint = latents.new_empty(frames, config.channels[0], *sides)
+            more["control"] = net(latents, times, text, hint, num_frames=frames, **more)
+        unet(latents, times, unet.context_kv(text, tokens), num_frames=frames, **more)
+
+    return footprint(step)
+
+
+def needed(stages: Sequence[Stage]) -> int:
+    """Bytes at the worst moment, above what the process has now."""
+    return round(max(stage.bytes for stage in stages) + GROWTH)
+
+
+def order(plan: Plan, dtype: torch.dtype, device: torch.device, wanted: str) -> list[MemoryPlan]:
+    """The plans to be tried, the first one first.
+
+    "auto" begins with `lean` on a CPU, where letting go of a mapped part costs nothing, and with `full` on a GPU and
+    for small models. A plan's name: that one, and after it those that need less.
+    """
+    names = list(PLANS)
+    if wanted != "auto":
+        return [PLANS[name] for name in names[names.index(wanted) :]]
+    built = networks({name: part.config for name, part in plan.parts.items()})
+    small = sum(weights_of(plan, built, name, dtype) for name in plan.parts) < SMALL_MODEL
+    first = FULL if small or device.type != "cpu" else LEAN
+    return [PLANS[name] for name in names[names.index(first.name) :]]
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What a process may still take; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [limit for limit in (_meminfo(Path("/proc/meminfo")), *_cgroups(Path("/proc/self/cgroup"))) if limit]
+    return min(found, default=None)
+
+
+def _meminfo(path: Path) -> int | None:
+    try:
+        match = re.search(r"MemAvailable:\s+(\d+) kB", path.read_text())
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
+
+
+def _cgroups(path: Path, root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What the limits of the container and of all groups around this process leave; both versions of cgroups."""
+    try:
+        lines = path.read_text().split()
+    except OSError:
+        return []
+    out = []
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        second = controllers == ""
+        if not second and "memory" not in controllers.split(","):
+            continue
+        base = root if second else root / "memory"
+        files = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        for folder in (base / own.strip("/"), *(base / own.strip("/")).parents):
+            try:
+                cache = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                left = int((folder / files[0]).read_text()) - int((folder / files[1]).read_text())
+                out.append(max(left + (int(cache[1]) if cache else 0), 0))
+            except (OSError, ValueError):  # no limit ("max"), or none for this group
+                pass
+            if folder == base:
+                break
+    return out
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Only CUDA has an error type of its own; on the CPU and on MPS the words tell."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory", str(error)))
+
+
+def give_back_freed_memory() -> None:
+    """Asks glibc to return freed pieces of 1 MB or more to the system; else they stay with the process."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # another C library has other ways
+            mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+
+
+def rate(dtype: torch.dtype, device: torch.device, side: int = 1024) -> float:
+    """Operations a second of a matrix product here, now."""
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def table(stages: Sequence[Stage], used: int, speed: float) -> str:
+    """A line a stage. used: bytes of the process now; speed: operations a second."""
+    lines = [f"{'stage':10}  {'weights':>8}  {'work':>8}  {'memory':>8}  {'time':>8}"]
+    for stage in stages:
+        total = (stage.bytes + used + GROWTH) / GB
+        lines.append(f"{stage.name:10}  {stage.weights / GB:5.2f} GB  {stage.work / GB:5.2f} GB  {total:5.2f} GB  "
+                     f"{duration(stage.seconds(speed)):>8}")  # fmt: skip
+    worst = max(stages, key=lambda stage: stage.bytes)
+    peak, seconds = (needed(stages) + used) / GB, sum(stage.seconds(speed) for stage in stages)
+    return "\n".join([*lines, f"peak {peak:.2f} GB ({worst.name}), about {duration(seconds)}"])
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def used_bytes() -> int:
+    """Of this process now, files in use included; 0 where the system does not tell."""
+    try:
+        match = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
+    except OSError:
+        return 0
+    return 1024 * int(match[1]) if match else 0
+
+
+class Fitting:
+    """A model that is built under the first plan that fits, and under the next one where memory runs out all the same.
+
+    Args:
+        plan: of the model. device, dtype: as `load.build` takes them.
+        wanted: a plan's name, or "auto". decode_chunk, guidance_in_turn: in place of what the plans say.
+        say: is told in a line what is done.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        device: str | torch.device,
+        dtype: str | torch.dtype,
+        wanted: str = "auto",
+        decode_chunk: int | None = None,
+        guidance_in_turn: bool = False,
+        say: Callable[[str], object] = lambda line: None,
+    ):
+        self.plan, self.device, self.say = plan, pick_device(device), say
+        self.dtype = pick_dtype(dtype, self.device)
+        self.plans = [
+            replace(
+                one,
+                decode_chunk=decode_chunk or one.decode_chunk,
+                guidance_in_turn=guidance_in_turn or one.guidance_in_turn,
+            )
+            for one in order(plan, self.dtype, self.device, wanted)
+        ]
+        self.chosen = wanted != "auto"  # by the user: what is predicted does not change it
+        self.pipe: I2VPipeline | None = None
+        self.told = ""
+
+    def choose(self, request: Request) -> list[Stage]:
+        """The stages of the first plan that fits, which then heads the list; of the last one where none does.
+
+        request: with every number resolved.
+        """
+        held = 0 if self.pipe is None else held_bytes(self.pipe)  # the prediction counts it, too
+        free = free_bytes(self.device)
+        while True:
+            stages = predict(self.plan, request, self.plans[0], self.dtype, self.device)
+            fits = free is None or needed(stages) <= SLACK * (free + held)
+            if fits or self.chosen or len(self.plans) == 1:
+                break
+            self.next()
+        used = used_bytes() - held if self.device.type == "cpu" else 0
+        line = f"memory: {self.plans[0].name} ({self.plans[0].about}), about {(needed(stages) + used) / GB:.1f} GB"
+        if free is not None:
+            line += f" of {(free + held + used) / GB:.0f} GB" + ("" if fits else ", which may not suffice")
+        if self.plans[0].name != self.told:
+            self.say(line)
+        self.told = self.plans[0].name
+        return stages
+
+    def report(self, request: Request) -> str:
+        """What `--dry-run` prints: the stages of `choose`."""
+        speed = rate(self.dtype, self.device) * EFFICIENCY
+        return table(self.choose(request), used_bytes() if self.device.type == "cpu" else 0, speed)
+
+    def next(self) -> None:
+        """On to the next plan; the model is let go of."""
+        self.plans, self.pipe = self.plans[1:], None
+
+    def model(self) -> I2VPipeline:
+        """Built under the plan that heads the list."""
+        if self.pipe is None:
+            self.pipe = load.build(self.plan, self.device, self.dtype, progress=True, memory=self.plans[0])
+            for fact in self.pipe.weights.values() if self.plan.loras else ():
+                if "layers" not in fact:
+                    continue
+                self.say(f"LoRA {fact['file']}: {fact['layers']} layers changed, scale {fact['scale']:g}")
+        return self.pipe
+
+    def run(self, request: Request, work: Callable[[I2VPipeline], T]) -> T:
+        """work(model), again under the next plan where memory runs out; raises what `work` does."""
+        self.choose(request)
+        while True:
+            try:
+                return work(self.model())
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or len(self.plans) == 1:
+                    raise
+            failed = self.plans[0].name
+            self.next()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.say(f"memory: {failed} was not enough, trying {self.plans[0].name} ({self.plans[0].about})")
+
+
+def held_bytes(pipe: I2VPipeline) -> int:
+    """Of weights that a model has in memory now."""
+    networks = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.image_encoder, pipe.image_projection)
+    tensors = [t for net in (*networks, *pipe.controlnets.values()) for t in (*net.parameters(), *net.buffers())]
+    return sum(t.numel() * t.element_size() for t in tensors if t.device.type != "meta")

@@ -1,0 +1,109 @@
+"""Memory predicted, found and planned; what happens where it runs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+from i2v import assemble, memory
+from i2v.assemble import ModelFiles
+from i2v.memory_plans import PLANS
+from i2v.request import Request
+
+CPU = torch.device("cpu")
+TINY = assemble.plan(ModelFiles())
+REQUEST = Request(num_frames=16).resolved(TINY.preset, (64, 64), 32, 8)
+GB = 10**9
+
+
+def cgroup(folder: Path, limit: str, used: int, cache: int, names: tuple[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+
+
+def test_limits_of_containers(tmp_path: Path) -> None:
+    second, own = ("memory.max", "memory.current"), tmp_path / "self"
+    own.write_text("0::/a/b\n")
+    cgroup(tmp_path / "a/b", "max", 5, 0, second)
+    cgroup(tmp_path / "a", str(9 * GB), 4 * GB, GB, second)
+    assert memory._cgroups(own, tmp_path) == [6 * GB]
+    own.write_text("5:cpu:/a\n4:memory:/c\n")
+    cgroup(tmp_path / "memory/c", str(3 * GB), GB, 0, ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+    assert memory._cgroups(own, tmp_path) == [2 * GB]
+    assert memory._cgroups(tmp_path / "nothing", tmp_path) == []
+
+
+def test_free_memory_here() -> None:
+    free = memory.free_bytes(CPU)
+    assert free is None or 10**7 < free < 10**14
+
+
+def test_smaller_plans_need_less() -> None:
+    large = Request(num_frames=16, height=256, width=256).resolved(TINY.preset, (64, 64), 32, 8)
+    found = {name: memory.predict(TINY, large, plan, torch.float32, CPU) for name, plan in PLANS.items()}
+    peaks = [memory.needed(stages) for stages in found.values()]
+    assert peaks == sorted(peaks, reverse=True) and peaks[0] > peaks[-1]
+    assert [stage.name for stage in found["full"]] == ["picture", "prompt", "denoising", "decoding"]
+    half = memory.predict(TINY, large, PLANS["lean"], torch.bfloat16, CPU)
+    assert half[2].weights < 0.6 * found["lean"][2].weights
+
+
+@pytest.mark.parametrize(("free", "name"), [(100 * GB, "full"), (1, "least"), (None, "full")])
+def test_what_fits_is_chosen(free: int | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    model = memory.Fitting(TINY, "cpu", "float32", say=lines.append)
+    model.choose(REQUEST)
+    assert model.plans[0].name == name and lines[0].startswith(f"memory: {name} ")
+    assert ("may not suffice" in lines[0]) == (free == 1)
+    mine = memory.Fitting(TINY, "cpu", "float32", "low", say=lines.append)
+    mine.choose(REQUEST)
+    assert mine.plans[0].name == "low"  # asked for, whatever fits
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("x")]
+)
+def test_the_next_plan_where_memory_runs_out(error: Exception) -> None:
+    lines: list[str] = []
+    model = memory.Fitting(TINY, "cpu", "float32", "full", say=lines.append)
+    tried: list[str] = []
+
+    def work(pipe: object) -> str:
+        tried.append(model.plans[0].name)
+        if len(tried) < 3:
+            raise error
+        return "made"
+
+    assert model.run(REQUEST, work) == "made" and tried == ["full", "lean", "low"]
+    assert "full was not enough, trying lean" in lines[1]
+
+    def never(pipe: object) -> str:
+        raise error
+
+    with pytest.raises(type(error)):
+        model.run(REQUEST, never)
+
+
+def test_other_errors_are_passed_on() -> None:
+    model = memory.Fitting(TINY, "cpu", "float32")
+
+    def work(pipe: object) -> None:
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        model.run(REQUEST, work)
+    assert model.plans[0].name == "full"
+
+
+def test_dry_run(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "x.mp4"
+    argv = ["--image", str(root / "examples/red_ball.png"), "--output", str(output), "--dry-run", "--memory", "low"]
+    assert sample.main(argv) == 0
+    out = capsys.readouterr().out
+    assert "memory: low" in out and "denoising" in out and "peak" in out and not list(tmp_path.iterdir())
