@@ -58,6 +58,7 @@ class SampleConfig(ModelFiles, Request):
     dry_run: bool = flag(False, "tell peak memory and time by stage; make nothing")
     decode_chunk: int | None = flag(None, "frames that the VAE decodes at once; not given: the memory plan's",
                                     "--decode-chunk-size")  # fmt: skip
+    decode_tile: int | None = flag(None, "pixels of the tiles that the VAE works in, 0: none; not given: the plan's")
     guidance_in_turn: bool = flag(False, "run the two halves of guidance one after the other: less memory")
 
 
@@ -97,7 +98,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     checker = jobs.Checker(plan, cfg.overwrite, several, todo)
 
     model = memory.Fitting(plan, own_device(cfg.device, place()), cfg.dtype, cfg.memory, cfg.decode_chunk,
-                           cfg.guidance_in_turn, print)  # fmt: skip
+                           cfg.decode_tile, cfg.guidance_in_turn, print)  # fmt: skip
     if cfg.dry_run:
         for job in todo:
             print(job.name, model.report(checker.check(job).request), sep="\n")

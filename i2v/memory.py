@@ -286,7 +286,7 @@ class Fitting:
 
     Args:
         plan: of the model. device, dtype: as `load.build` takes them.
-        wanted: a plan's name, or "auto". decode_chunk, guidance_in_turn: in place of what the plans say.
+        wanted: a plan's name, or "auto". decode_chunk, decode_tile, guidance_in_turn: in place of what the plans say.
         say: is told in a line what is done.
     """
 
@@ -297,6 +297,7 @@ class Fitting:
         dtype: str | torch.dtype,
         wanted: str = "auto",
         decode_chunk: int | None = None,
+        decode_tile: int | None = None,
         guidance_in_turn: bool = False,
         say: Callable[[str], object] = lambda line: None,
     ):
@@ -306,6 +307,7 @@ class Fitting:
             replace(
                 one,
                 decode_chunk=decode_chunk or one.decode_chunk,
+                tile=one.tile if decode_tile is None else decode_tile,
                 guidance_in_turn=guidance_in_turn or one.guidance_in_turn,
             )
             for one in order(plan, self.dtype, self.device, wanted)
