@@ -72,8 +72,9 @@ def _write_h264(av: ModuleType, path: Path, frames: Frames, fps: Fraction, setti
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
         if settings is not None:
             container.metadata["comment"] = settings
-        # one thread: the same frames give the same bytes on every machine
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(_CRF), "threads": "1"})
+        # the same frames give the same bytes: one thread, and no macroblock tree, whose result varies from run to run
+        options = {"crf": str(_CRF), "threads": "1", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = first.shape[0], first.shape[1], "yuv420p"
         codec = stream.codec_context
         codec.color_primaries = codec.color_trc = codec.colorspace = _BT709
