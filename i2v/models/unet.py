@@ -136,8 +136,8 @@ class UpLevel(Level):
         super().__init__(widths, temb_dim, cfg, level)
         self.upsamplers = nn.ModuleList([Upsample(cfg.channels[level])] if level > 0 else [])
 
-    def forward(self, states: list[Tensor], cond: Conditioning) -> None:
-        """Takes x (N, C, h, w) and its skip connections off the end of `states`, puts x' (N, C', h', w') there.
+    def forward(self, states: list[Tensor], cond: Conditioning) -> Tensor:
+        """Takes x (N, C, h, w) and its skip connections off the end of `states`, puts x' (N, C', h', w') there, too.
 
         A tensor that nobody needs any more is nowhere kept: this is where a UNet's memory is at its peak.
         """
@@ -146,6 +146,7 @@ class UpLevel(Level):
             states.append(self.after_resnet(i, states.pop(), cond))
         for up in self.upsamplers:
             states.append(up(states.pop(), states[-1].shape[-2:], cond.budget))
+        return states[-1]
 
 
 class MidBlock(nn.Module):
