@@ -55,8 +55,8 @@ def test_a_plan_s_latents_are_exact(folder: Path, name: str) -> None:
     for memory in (dataclasses.replace(FULL, cpu_budget=0), dataclasses.replace(PLANS[name], cpu_budget=1)):
         pipe = pipeline(folder, memory)
         kept: list[torch.Tensor] = []
-        decode = pipe.decode
-        pipe.decode = lambda x, *rest, kept=kept, decode=decode: (kept.append(x), decode(x, *rest))[1]  # type: ignore
+        decode = pipe.decoded
+        pipe.decoded = lambda x, *rest, kept=kept, decode=decode: (kept.append(x), decode(x, *rest))[1]  # type: ignore
         pipe(PICTURE, **SETTINGS)
         found.append(kept[0])
     assert float((found[1] - found[0]).abs().max() / found[0].abs().max()) < 1e-5
