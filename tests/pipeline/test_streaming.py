@@ -48,7 +48,7 @@ def test_frames_are_decoded_when_they_are_taken(
     pipe: I2VPipeline, photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode, counts = pipe.vae.decode, list[int]()
-    monkeypatch.setattr(pipe.vae, "decode", lambda z: counts.append(len(z)) or decode(z))
+    monkeypatch.setattr(pipe.vae, "decode", lambda z, tile: counts.append(len(z)) or decode(z, tile))
     pipe.decode_chunk = 2
     video = pipe.stream(photo, Request(steps=1, num_frames=6))
     assert not counts
