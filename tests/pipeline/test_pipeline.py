@@ -218,3 +218,16 @@ def test_size_from_the_picture(pipe: I2VPipeline) -> None:
     assert size(height=256) == (256, 448) and size(width=256) == (128, 256)
     assert size(height=72, width=104) == (72, 104)
     assert size(pipe.preset) == (64, 64)
+
+
+def test_the_shipped_model_in_bfloat16(photo: NDArray[np.uint8]) -> None:
+    """The same video as in float32, but for rounding; another seed's is far from it."""
+
+    def made(dtype: torch.dtype, seed: int = 0) -> NDArray[np.float64]:
+        result = load("tiny", dtype=dtype)(photo, "a red ball moves left", seed=seed, steps=4, num_frames=4)
+        return result.frames.astype(np.float64)
+
+    exact = made(torch.float32)
+    error = np.square(made(torch.bfloat16) - exact).mean()
+    assert error < 255**2 / 10**4, "at least 40 dB"
+    assert np.square(made(torch.float32, seed=1) - exact).mean() > 10 * error
