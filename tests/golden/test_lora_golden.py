@@ -16,6 +16,8 @@ from weights_convert.layouts.animatediff import animatediff
 from weights_convert.layouts.diffusers_unet import diffusers_unet
 from weights_convert.rules import convert, load_strict
 
+pytestmark = pytest.mark.usefixtures("plain_cpu")
+
 # The golden states 2e-4. Without the domain adapter this network's float32 result is itself 2e-4 away from that in
 # float64, theirs as ours; the merged matrices are compared far more closely.
 TOLERANCE, MATRIX = 5e-4, 1e-6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -54,22 +55,23 @@ def run(golden, folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> T
         return data.inputs["image_embeds" if pixels.any() else "image_embeds_uncond"][:1]
 
     start = functools.partial(prior.start_latents, size=9, sigma=18.0)  # the release's blur, which ours is at 512x512
-    decoded: list[Tensor] = []
-    decode = I2VPipeline.decode
+    chunks: list[Tensor] = []
+    decoded = I2VPipeline.decoded
 
-    def kept(pipe: I2VPipeline, latents: Tensor, progress: bool = False) -> Tensor:
-        decoded.append(decode(pipe, latents, progress))
-        return decoded[-1]
+    def kept(pipe: I2VPipeline, latents: Tensor, progress: bool = False) -> Iterator[Tensor]:
+        for chunk in decoded(pipe, latents, progress):
+            chunks.append(chunk)
+            yield chunk
 
     for owner, name, fake in ((noise, "normal", draw), (noise, "uniform", draw), (I2VPipeline, "encode_text", text),
-                              (I2VPipeline, "encode_image", image), (I2VPipeline, "decode", kept),
+                              (I2VPipeline, "encode_image", image), (I2VPipeline, "decoded", kept),
                               (prior, "start_latents", start)):  # fmt: skip
         monkeypatch.setattr(owner, name, fake)
     picture = folder / "picture.png"
     cv2.imwrite(str(picture), data.inputs["vae/image_uint8"].numpy()[..., ::-1])
     argv = ["--preset", "i2v-sd15", "--image", str(picture), "--output", str(folder / "out.mp4"), "--overwrite"]
     assert sample.main([*argv, "--release", "--steps", "5", "--no-color-match", *flags]) == 0
-    return decoded[-1] / 2 + 0.5
+    return torch.cat(chunks) / 2 + 0.5
 
 
 def paths(folder: Path) -> list[str]:

@@ -16,6 +16,8 @@ from i2v.models.unet import UNetConfig
 from weights_convert.layouts.controlnet import controlnet_diffusers, controlnet_ldm
 from weights_convert.rules import convert, inverted, load_strict
 
+pytestmark = pytest.mark.usefixtures("plain_cpu")
+
 diffusers = pytest.importorskip("diffusers")
 
 Manifest = Callable[[str], dict[str, Any]]

@@ -28,6 +28,8 @@ from weights_convert.layouts.single_file import UNET, ema_name, sd15_single_file
 from weights_convert.layouts.vae import vae_diffusers, vae_ldm, vae_ldm_file
 from weights_convert.rules import Rule, convert, inverted, load_strict, prefixed
 
+pytestmark = pytest.mark.usefixtures("plain_cpu")
+
 diffusers: ModuleType = pytest.importorskip("diffusers")
 transformers: ModuleType = pytest.importorskip("transformers")
 
