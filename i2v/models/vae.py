@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from i2v.models.layers import Conv1x1, Conv3x3, Linear, attend
+from i2v.models.layers import Conv1x1, Conv3x3, GroupNorm, Linear, attend
 from i2v.models.tiles import in_tiles
 
 OVERLAP = 64  # pixels that neighbouring tiles share
@@ -57,7 +57,7 @@ class Posterior:
         return self.mean
 
 
-class PictureNorm(nn.GroupNorm):
+class PictureNorm(GroupNorm):
     """GroupNorm over a picture. Of a tile: with statistics that it saw of the whole picture, made smaller."""
 
     looking = False

@@ -97,6 +97,17 @@ def test_convolutions(kind, channels, order):
         assert apart(F.conv2d(x, conv.weight.flip(-1), conv.bias, padding=1).detach(), plain) > 100 * EXACT
 
 
+@torch.no_grad()
+def test_norms_of_channels_last_input_keep_their_precision():
+    """Far from a mean of 0; PyTorch's own kernel for this order of memory is seen to err."""
+    norm, x = layers.GroupNorm(8, 32), 100 + draw(2, 32, 16, 16)
+    exact = F.group_norm(x.double(), 8)
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = norm(x)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert apart(found.double(), exact) < EXACT < 100 * EXACT < apart(F.group_norm(x, 8).double(), exact)
+
+
 @pytest.fixture(scope="module")
 def unet() -> UNet:
     return complete()
