@@ -64,9 +64,8 @@ class PictureNorm(GroupNorm):
     seen: tuple[Tensor, Tensor] | None = None  # variance and mean (N, groups) of the whole
 
     def forward(self, x: Tensor) -> Tensor:
-        groups = x.unflatten(1, (self.num_groups, -1)).flatten(2)
         if self.looking:
-            self.seen = torch.var_mean(groups.float(), 2, correction=0)
+            self.seen = torch.var_mean(x.float().unflatten(1, (self.num_groups, -1)).flatten(2), 2, correction=0)
         if self.looking or self.seen is None:
             return super().forward(x)
         var, mean = (s.repeat_interleave(self.num_channels // self.num_groups, 1) for s in self.seen)
