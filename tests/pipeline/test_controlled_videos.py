@@ -20,6 +20,7 @@ from i2v.models.controlnet import ControlNetConfig, controlnet_from
 from i2v.models.unet import UNet
 from i2v.pipeline import I2VPipeline
 from i2v.request import Request
+from i2v.video import write_video
 
 FRAMES = 4
 
@@ -121,6 +122,47 @@ def test_the_clean_first_frame_is_reached_by_default(
     seen.clear()
     latents(pipe, photo, control=("canny=maps",), guidance_scale=5.0)
     assert not torch.equal(seen[0][:, 0], on[:, 0]) and torch.equal(seen[0][:, 1:], on[:, 1:])
+
+
+def test_windows_of_a_long_video_bring_their_own_maps(
+    pipe: I2VPipeline, photo: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a frame is given depends on its own map alone, whichever window it stands in; the first picture's in all."""
+    clip = np.zeros((12, 64, 64, 3), np.uint8)
+    for number in range(12):
+        clip[number, 4 * number : 4 * number + 16, 20:40] = 255
+    monkeypatch.chdir(tmp_path)
+    given = {"control": ["canny=maps"], "steps": 1, "num_frames": 12, "window": 6, "window_overlap": 2}
+    parts = Request(num_frames=12, window=6, window_overlap=2).windows(0)
+    assert len(parts) == 3 and all(part.frames[0] == 0 for part in parts)
+    seen: list[torch.Tensor] = []
+    forward = UNet.forward
+
+    def spy(*a: object, control: list[torch.Tensor] | None = None, num_frames: int, **k: object) -> torch.Tensor:
+        assert control is not None
+        seen.append(control[0].unflatten(0, (-1, num_frames)).clone())
+        return forward(*a, control=control, num_frames=num_frames, **k)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(UNet, "forward", spy)
+
+    def made(frames: NDArray[np.uint8], **settings: object) -> tuple[NDArray[np.uint8], list[torch.Tensor]]:
+        """The video, and the residuals of the first step's windows."""
+        write_video("maps", frames, 8, overwrite=True)
+        seen.clear()
+        return pipe(photo, "a red ball", **{**given, **settings}).frames, list(seen[: len(parts)])
+
+    first, residuals = made(clip)
+    assert first.shape[0] == 12 and [x.shape[1] for x in residuals] == [6, 6, 6]
+    for changed in (0, 9):
+        other = clip.copy()
+        other[changed] = np.roll(clip[changed], 24, axis=1)
+        frames, found = made(other)
+        for part, before, after in zip(parts, residuals, found, strict=True):
+            touched = [frame for i, frame in enumerate(part.frames) if not torch.equal(before[:, i], after[:, i])]
+            assert touched == ([changed] if changed in part.frames else []), (changed, part.frames)
+        assert not np.array_equal(frames[1:], first[1:])
+    whole = [made(clip, window=window, window_overlap=None)[0] for window in (12, None)]
+    assert np.array_equal(*whole)
 
 
 def test_guidance_in_turn_equals_in_one_batch(pipe: I2VPipeline, photo: NDArray[np.uint8], maps: Path) -> None:
