@@ -24,7 +24,7 @@ from i2v.models.conditioning import ContextKV
 from i2v.models.controlnet import ControlNet
 from i2v.picture import Fit
 from i2v.prompt import TextConditioning
-from i2v.request import Request
+from i2v.request import Request, active_steps
 from i2v.sources import listed, with_scale
 
 CANNY = "canny"  # the type whose pictures are ordinary ones: their edges are drawn here
@@ -79,7 +79,7 @@ def looked_at(request: Request, types: Sequence[str], steps: int) -> list[Maps]:
     if not request.control:
         return []
     check_types(request.control, types)
-    active_steps(steps, request.control_start, request.control_end)
+    active_steps("control", steps, request.control_start, request.control_end)
     size = (int(request.height or 0), int(request.width or 0))
     return read_maps(request.control, int(request.num_frames or 0), size, request.fit)
 
@@ -164,25 +164,6 @@ def _counted(control: Control, frames: Sequence[Frames], num_frames: int) -> Seq
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Names in the order in which people count: 2 before 10."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def active_steps(count: int, start: float, end: float) -> list[int]:
-    """The steps, of `count` that run, which lie wholly between two fractions of the run.
-
-    Raises ConfigError where there is none, or for fractions out of 0 to 1.
-    """
-    if not 0 <= start < end <= 1:
-        raise ConfigError(
-            f"--control-start {start:g} and --control-end {end:g}: expected fractions of the steps, 0 to 1, the start "
-            "before the end"
-        )
-    steps = [i for i in range(count) if i / count >= start - 1e-9 and (i + 1) / count <= end + 1e-9]
-    if not steps:
-        raise ConfigError(
-            f"--control-start {start:g} and --control-end {end:g}: none of the {count} steps lies between them; take "
-            "more steps or a wider range"
-        )
-    return steps
 
 
 @dataclass

@@ -221,6 +221,7 @@ class Checker:
         motion, vae = plan.parts["motion"].config, plan.parts["vae"].config
         request = job.request.resolved(plan.preset, known[min(known)].shape[:2], motion.max_frames, vae.factor)
         timesteps = timesteps_from(plan.schedule, request.steps, float(request.t0 or 0))
+        request.guided_steps(len(timesteps))
         types = [name.removeprefix(CONTROLNET) for name in plan.parts if name.startswith(CONTROLNET)]
         maps = looked_at(request, types, len(timesteps))
 

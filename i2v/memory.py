@@ -20,6 +20,7 @@ from i2v.device import pick_device, pick_dtype
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.footprint import Footprint, footprint
 from i2v.memory_plans import FULL, IN_UNET, LEAN, PLANS, MemoryPlan, stages_of
+from i2v.models.unet import DeepFeatures
 from i2v.networks import Networks, networks
 from i2v.pipeline import I2VPipeline
 from i2v.request import Request
@@ -72,31 +73,31 @@ def predict(plan: Plan, request: Request, memory: MemoryPlan, dtype: torch.dtype
     if memory.streamed and not plan.loras:
         unet -= streamed_bytes(plan, built, dtype)
     steps = len(timesteps_from(plan.schedule, request.steps, float(request.t0 or 1)))
-    calls = steps * len(request.windows(0))
     height, width, frames = int(request.height or 0), int(request.width or 0), int(request.num_frames or 0)
     vae, numbers = built.slots["vae"][""], load.dtype_of("vae", plan.parts["vae"].config, dtype)
 
     def stage(name: str, needs: Sequence[str], own: int, found: Footprint, times: int, extra: int = 0) -> Stage:
         others = sum(kept[other] for other in stages if other not in needs)
         read = sum(0 if kept[need] else stages[need] for need in needs)
-        read = read * times if memory.streamed and "unet" in needs else read
+        read = read * calls if memory.streamed and "unet" in needs else read
         return Stage(name, own + others, round(found.bytes * (1 + RETAINED)) + extra, found.flops * times, read)
 
     with torch.device("meta"):
         pixels = torch.empty(1, 3, height, width, dtype=numbers)
         encoded = footprint(lambda: vae.encode(pixels, memory.tile))
         told = footprint_of_prompt(built, plan, dtype)
-        step = footprint_of_step(plan, built, request, memory, dtype, device)
+        step = footprint_of_run(plan, built, request, memory, dtype, device, steps)
         chunk = min(memory.decode_chunk, frames)
         latents = torch.empty(chunk, vae.cfg.latent_channels, height // vae.cfg.factor, width // vae.cfg.factor)
         decoded = footprint(lambda: vae.decode(latents, memory.tile))
     pixels_made = chunk * 3 * height * width * 4
     both = stages["image"] + stages["text"]
     halves = 2 if memory.guidance_in_turn and float(request.guidance_scale or 0) > 1 else 1
+    calls = steps * len(request.windows(0)) * halves
     return [
         stage("picture", ["vae"], stages["vae"], encoded, 1),
         stage("prompt", ["image", "text"], both, told, 2),
-        stage("denoising", ["unet"], unet, step, calls * halves),
+        stage("denoising", ["unet"], unet, step, 1),
         stage("decoding", ["vae"], stages["vae"], decoded, math.ceil(frames / chunk), PIXEL_COPIES * pixels_made),
     ]
 
@@ -138,13 +139,20 @@ def footprint_of_prompt(built: Networks, plan: Plan, dtype: torch.dtype) -> Foot
     return Footprint(found.bytes, found.flops + products)
 
 
-def footprint_of_step(
-    plan: Plan, built: Networks, request: Request, memory: MemoryPlan, dtype: torch.dtype, device: torch.device
+def footprint_of_run(
+    plan: Plan,
+    built: Networks,
+    request: Request,
+    memory: MemoryPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    steps: int,
 ) -> Footprint:
-    """One call of the UNet with the keys and values of its text and picture."""
+    """What a call of the UNet holds, with the keys and values of text and picture; the operations of all calls."""
     unet, config, content = built.unet, plan.parts["unet"].config, plan.parts["image_projection"].config
     unet.budget = memory.budget(device)
-    rows = 1 if memory.guidance_in_turn or float(request.guidance_scale or 0) <= 1 else 2
+    guided, windows = len(request.guided_steps(steps)), len(request.windows(0))
+    rows = 1 if memory.guidance_in_turn or not guided else 2
     factor, frames = plan.parts["vae"].config.factor, int(request.window or request.num_frames or 0)
     sides = int(request.height or 0) // factor, int(request.width or 0) // factor
     latents = torch.empty(rows * frames, config.latent_channels, *sides, dtype=dtype)
@@ -155,14 +163,24 @@ def footprint_of_step(
         more = {"pooled": torch.empty(rows, config.pooled_dim, dtype=dtype), "size_ids": torch.zeros(rows, 6)}
     times = torch.zeros(rows)
 
-    def step() -> None:
-        for net in built.controlnets.values():
+    def step(deep: DeepFeatures | None) -> None:
+        for net in built.controlnets.values() if request.control else ():
             net.budget = unet.budget
             hint = latents.new_empty(frames, config.channels[0], *sides)
             more["control"] = net(latents, times, text, hint, num_frames=frames, **more)
-        unet(latents, times, unet.context_kv(text, tokens), num_frames=frames, **more)
+        unet(latents, times, unet.context_kv(text, tokens), num_frames=frames, deep=deep, **more)
 
-    return footprint(step)
+    halves = windows * (steps + guided) / rows  # calls for all steps
+    deep = DeepFeatures() if request.deep_every > 1 else None
+    whole = footprint(lambda: step(deep))
+    if deep is None or deep.state is None:
+        return replace(whole, flops=round(whole.flops * halves))
+    others = (windows * (2 if guided else 1) - rows) / rows  # calls whose features are kept meanwhile
+    shallow, computed = footprint(lambda: step(deep)), math.ceil(steps / request.deep_every) / steps
+    return Footprint(
+        round(whole.bytes + deep.state.numel() * deep.state.element_size() * others),
+        round(halves * (whole.flops * computed + shallow.flops * (1 - computed))),
+    )
 
 
 def needed(stages: Sequence[Stage]) -> int:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from i2v import __version__, config, noise, picture
 from i2v.config import ConfigError
-from i2v.control import Maps, Residuals, active_steps, looked_at
+from i2v.control import Maps, Residuals, looked_at
 from i2v.diffusion import frame_similarity_prior as prior
 from i2v.diffusion.first_frame import KnownFrames
 from i2v.diffusion.guidance import Condition, guide
@@ -30,12 +30,12 @@ from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention, IPAdapterConfig
 from i2v.models.motion import MotionModule
-from i2v.models.unet import UNet
+from i2v.models.unet import DeepFeatures, UNet
 from i2v.models.vae import VAE
 from i2v.presets import Preset
 from i2v.prompt import OneEncoder, TextConditioning, TwoEncoders
 from i2v.replay import described
-from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage
+from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage, active_steps
 from i2v.residency import Residency, during, needed
 from i2v.video import read_image
 
@@ -120,6 +120,9 @@ class I2VPipeline:
         seed: int = 0,
         steps: int = 25,
         guidance_scale: float | None = None,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        deep_every: int = 1,
         num_frames: int | None = None,
         window: int | None = None,
         window_overlap: int | None = None,
@@ -154,9 +157,9 @@ class I2VPipeline:
         Raises ConfigError for a value out of its range, before anything is computed.
         """
         request = Request(
-            prompt, negative_prompt, seed, steps, guidance_scale, num_frames, window, window_overlap, window_anchor,
-            fps, height, width, fit, sampler, t0, p, motion_scale, i2v_scale, ip_scale, color_match, first_frame,
-            posterior, unconditional_image, loop,
+            prompt, negative_prompt, seed, steps, guidance_scale, guidance_start, guidance_end, deep_every, num_frames,
+            window, window_overlap, window_anchor, fps, height, width, fit, sampler, t0, p, motion_scale, i2v_scale,
+            ip_scale, color_match, first_frame, posterior, unconditional_image, loop,
             tuple(control), control_scale, control_start, control_end, control_first_frame,
         )  # fmt: skip
         return self.run(image, request, progress)
@@ -178,6 +181,7 @@ class I2VPipeline:
         original = pictures[anchor]
         request = request.resolved(self.preset, original.shape[:2], self.max_frames, self.vae.cfg.factor)
         timesteps = prior.timesteps_from(self.schedule, request.steps, float(request.t0 or 0))
+        request.guided_steps(len(timesteps))
         maps = looked_at(request, list(self.controlnets), len(timesteps))
         for prompt in (request.prompt, request.negative_prompt):
             if cut := self.text_encoder.tokenizer.truncated(prompt):
@@ -273,10 +277,22 @@ class I2VPipeline:
         pictures = known.latents[:, known.nearest()]
         x = prior.start_latents(pictures, draw("start", 0), keep.to(self.device), self.schedule, int(timesteps[0]))
 
-        steps = active_steps(len(timesteps), request.control_start, request.control_end) if maps else []
+        count = len(timesteps)
+        steps = active_steps("control", count, request.control_start, request.control_end) if maps else []
         silent = known.known & (not request.control_first_frame)
         times = [int(timesteps[step]) for step in steps]
         residuals = Residuals.of(maps, self.controlnets, request.control_scale, times, silent)
+
+        step_of = {int(t): step for step, t in enumerate(timesteps)}
+        kept: dict[tuple[int, ...], tuple[int, DeepFeatures]] = {}
+
+        def deep(step: int, *calls: int) -> DeepFeatures | None:
+            """What the calls with these numbers share from one step to the next, anew at every n-th of them."""
+            if request.deep_every == 1:
+                return None
+            for stale in [key for key, (made, _) in kept.items() if step - made >= request.deep_every]:
+                del kept[stale]
+            return kept.setdefault(calls, (step, DeepFeatures()))[1]
 
         def predict(video: Tensor, t: int, given: Encoded, numbers: Sequence[int]) -> Tensor:
             if given.context_kv is None:
@@ -294,11 +310,13 @@ class I2VPipeline:
                 control=residuals(folded.repeat(conditions, 1, 1, 1), t, given.text, numbers),
                 anchor=numbers.index(known.anchor) if known.anchor in numbers else 0,
                 conditions=conditions,
+                deep=deep(step_of[t], id(given), *numbers),
             )
             return out.unflatten(0, (-1, frames))
 
-        model = guide(predict, conditions, join=None if self.guidance_in_turn else join)
-        with tqdm(total=len(timesteps), desc="denoising", unit="step", leave=False, disable=not progress) as bar:
+        guided = {int(timesteps[step]) for step in request.guided_steps(count)}
+        model = guide(predict, conditions, join=None if self.guidance_in_turn else join, at=guided)
+        with tqdm(total=count, desc="denoising", unit="step", leave=False, disable=not progress) as bar:
             x = SAMPLERS[request.sampler](
                 known.wrap(blended(model, request.windows(known.anchor))),
                 x,

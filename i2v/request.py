@@ -32,6 +32,10 @@ class Request:
                       "--sampling-steps", "--infer-steps")  # fmt: skip
     guidance_scale: float | None = flag(None, "how strongly the prompt acts; 1 or less: no guidance, half the time",
                                         "--cfg", "--cfg-scale", "--guidance", "--scale")  # fmt: skip
+    guidance_start: float = flag(0.0, "share of the steps after which the prompt is guided; before: half the time")
+    guidance_end: float = flag(1.0, "share of the steps up to which it is")
+    deep_every: int = flag(1, "compute the UNet's inner levels at every n-th step only, an approximation: sooner",
+                           "--cache-interval")  # fmt: skip
     num_frames: int | None = flag(None, "length in frames, the first is the picture", "-l", "--length", "--frames",
                                   "--video-length", "--frame-num", "--video-frames", "--n-frames")  # fmt: skip
     window: int | None = flag(None, "frames that the network sees at once, in a video of more than that; not given: as "
@@ -125,6 +129,17 @@ class Request:
         frames = self.num_frames or 0
         return windows(frames, self.window or frames, self.window_overlap or 0, anchor if self.window_anchor else None)
 
+    def guided_steps(self, count: int) -> list[int]:
+        """Of a resolved request: the steps, of `count` that run, at which there is guidance. Raises ConfigError."""
+        if (self.guidance_scale or 0) <= 1:
+            if (self.guidance_start, self.guidance_end) != (0, 1):
+                raise ConfigError(
+                    f"--guidance-scale {self.guidance_scale:g} is no guidance, of which a part could be taken; leave "
+                    "out --guidance-start and --guidance-end, or raise it above 1"
+                )
+            return []
+        return active_steps("guidance", count, self.guidance_start, self.guidance_end)
+
     def _size(self, preset: Preset, picture: tuple[int, int]) -> tuple[int, int]:
         if self.fit == "released":  # as released, height and width act through the smaller of the two alone
             given = [side for side in (self.height, self.width) if side is not None]
@@ -152,6 +167,10 @@ class Request:
             _within("--" + name.replace("_", "-"), getattr(self, name), 0, 100)
         if not 0 < (self.t0 or 0) <= 1:
             raise ConfigError(f"--t0 {self.t0}: expected a number over 0, up to 1 (1 starts from full noise)")
+        _within("--deep-every", self.deep_every, 1, 1000)
+        if self.deep_every > 1 and self.control:
+            raise ConfigError(f"--deep-every {self.deep_every} leaves out the levels that --control acts on; leave out "
+                              "one of the two")  # fmt: skip
         _within("--num-frames", self.num_frames, 2, MAX_FRAMES)
         for name in ("height", "width"):
             side = getattr(self, name)
@@ -168,3 +187,22 @@ class Request:
 def _within(name: str, value: float | None, low: float, high: float) -> None:
     if value is None or not low <= value <= high:
         raise ConfigError(f"{name} {value}: expected {low} to {high}")
+
+
+def active_steps(name: str, count: int, start: float, end: float) -> list[int]:
+    """The steps, of `count` that run, which lie wholly between two fractions of the run, of the flags --name-start/end.
+
+    Raises ConfigError where there is none, or for fractions out of 0 to 1.
+    """
+    if not 0 <= start < end <= 1:
+        raise ConfigError(
+            f"--{name}-start {start:g} and --{name}-end {end:g}: expected fractions of the steps, 0 to 1, the start "
+            "before the end"
+        )
+    steps = [i for i in range(count) if i / count >= start - 1e-9 and (i + 1) / count <= end + 1e-9]
+    if not steps:
+        raise ConfigError(
+            f"--{name}-start {start:g} and --{name}-end {end:g}: none of the {count} steps lies between them; take "
+            "more steps or a wider range"
+        )
+    return steps

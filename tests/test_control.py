@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from i2v import picture
 from i2v.config import ConfigError
-from i2v.control import CANNY_THRESHOLDS, Control, Maps, Residuals, active_steps, canny, check_types, read_maps
+from i2v.control import CANNY_THRESHOLDS, Control, Maps, Residuals, canny, check_types, read_maps
 from i2v.models.controlnet import ControlNet, ControlNetConfig
 from i2v.models.unet import UNetConfig
 from i2v.prompt import TextConditioning
+from i2v.request import active_steps
 from i2v.video import write_video
 
 FRAMES, SIZE = 3, (32, 48)
@@ -134,7 +135,7 @@ def test_parsing(folder: Path) -> None:
 )
 def test_steps_between_two_fractions(count: int, start: float, end: float, want: list[int]) -> None:
     """diffusers' rule: a step counts if it begins and ends inside."""
-    assert active_steps(count, start, end) == want
+    assert active_steps("control", count, start, end) == want
     theirs = [i for i in range(count) if not (i / count < start or (i + 1) / count > end)]
     assert theirs == want
 
@@ -142,7 +143,7 @@ def test_steps_between_two_fractions(count: int, start: float, end: float, want:
 @pytest.mark.parametrize(("start", "end"), [(-0.1, 1), (0, 1.5), (0.5, 0.5), (0.8, 0.2), (0.4, 0.6)])
 def test_ranges_without_a_step_are_refused(start: float, end: float) -> None:
     with pytest.raises(ConfigError, match="--control-start"):
-        active_steps(3, start, end)
+        active_steps("control", 3, start, end)
 
 
 def networks() -> dict[str, ControlNet]:

@@ -53,6 +53,19 @@ def test_smaller_plans_need_less() -> None:
     assert half[2].weights < 0.6 * found["lean"][2].weights
 
 
+def test_approximations_compute_less_and_hold_their_features() -> None:
+    def denoising(**settings: object) -> memory.Stage:
+        request = Request(num_frames=16, window=8, **settings)  # type: ignore[arg-type]
+        request = request.resolved(TINY.preset, (64, 64), 32, 8)
+        return memory.predict(TINY, request, PLANS["lean"], torch.float32, CPU)[2]
+
+    exact, some, deep = denoising(), denoising(guidance_end=0.4), denoising(deep_every=5)
+    assert some.flops == pytest.approx(exact.flops * 0.7, rel=0.01) and some.work == exact.work
+    assert 0.2 * exact.flops < deep.flops < 0.5 * exact.flops
+    of_a_window = 2 * 8 * TINY.parts["unet"].config.channels[0] * 8 * 8 * 4
+    assert deep.work > exact.work + 3 * of_a_window, "each of the four windows keeps its own"
+
+
 @pytest.mark.parametrize(("free", "name"), [(100 * GB, "full"), (1, "least"), (None, "full")])
 def test_what_fits_is_chosen(free: int | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ def guide(
     conditions: Sequence[Condition],
     *,
     join: Callable[[Sequence[Any]], Any] | None = None,
+    at: Collection[int] | None = None,
 ) -> Callable[..., Tensor]:
     """A model for the samplers that returns one guided prediction.
 
@@ -54,6 +55,8 @@ def guide(
         conditions: the chain, weakest first, e.g. [Condition("negative", a), Condition("positive", b, scale=7.5)].
         join: makes one `inputs` of several, for one call with all conditions' rows. It is called once, here. Without it
             the conditions run in turn, which needs less memory.
+        at: the timesteps at which there is guidance (Kynkaanniemi et al., 2404.07724); at others the last condition
+            runs alone. None: at all.
 
     Returns:
         (x, t, ...) -> guided prediction, float32; what follows t is handed on to `predict`. Conditions without a part
@@ -64,8 +67,8 @@ def guide(
     joined = join([condition.inputs for condition in active]) if join is not None and len(active) > 1 else None
 
     def model(x: Tensor, t: int, *about: Any) -> Tensor:
-        if len(active) == 1:
-            return predict(x, t, active[0].inputs, *about).float()
+        if len(active) == 1 or (at is not None and t not in at):
+            return predict(x, t, conditions[-1].inputs, *about).float()
         if join is not None:
             parts = predict(x, t, joined, *about).float().chunk(len(active))
         else:

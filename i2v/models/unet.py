@@ -67,6 +67,17 @@ SDXL = UNetConfig(
 )
 
 
+@dataclass
+class DeepFeatures:
+    """The state of a UNet before its last layer, taken over from one call into others: an approximation, DeepCache's
+    (Ma et al., 2312.00858). What lies deeper changes little from one denoising step to the next.
+
+    state: (N, C, h, w); None until the first call, which computes everything and leaves it here.
+    """
+
+    state: Tensor | None = None
+
+
 def sinusoid(t: Tensor, dim: int) -> Tensor:
     """(R,) -> (R, dim) float32, cosines first."""
     exponent = torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2)
@@ -136,12 +147,16 @@ class UpLevel(Level):
         super().__init__(widths, temb_dim, cfg, level)
         self.upsamplers = nn.ModuleList([Upsample(cfg.channels[level])] if level > 0 else [])
 
-    def forward(self, states: list[Tensor], cond: Conditioning) -> Tensor:
+    def forward(self, states: list[Tensor], cond: Conditioning, deep: DeepFeatures | None = None) -> Tensor:
         """Takes x (N, C, h, w) and its skip connections off the end of `states`, puts x' (N, C', h', w') there, too.
 
         A tensor that nobody needs any more is nowhere kept: this is where a UNet's memory is at its peak.
+        deep: what it holds is the x of the last layer, which alone is computed; else that x is put into it.
         """
-        for i in range(len(self.resnets)):
+        last = len(self.resnets) - 1
+        for i in range(last if deep is not None and deep.state is not None else 0, last + 1):
+            if deep is not None and i == last:
+                deep.state = states[-1]
             states.append(self.resnets[i](states.pop(), cond, per_condition(states.pop(), cond)))
             states.append(self.after_resnet(i, states.pop(), cond))
         for up in self.upsamplers:
@@ -319,6 +334,7 @@ class UNet(Encoder):
         control: Sequence[Tensor] | None = None,
         anchor: int = 0,
         conditions: int = 1,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """Predict the noise; (B*F, C, h, w) -> (B*F, C, h, w).
 
@@ -331,12 +347,21 @@ class UNet(Encoder):
         conditions: G, how many predictions to make of the same latents and timesteps, the halves of guidance: all other
             arguments and the result have G times the rows above, the first condition's first. What comes before the
             first cross-attention is computed once.
-        Raises ValueError where row counts do not fit.
+        deep: filled by a first call on these clips and conditions, taken over by the next ones, which compute the first
+            convolution, the last layer and the output alone; not together with `control`, which acts in between.
+        Raises ValueError where row counts do not fit, and for `deep` with `control`.
         """
+        if deep is not None and control is not None:
+            raise ValueError("deep features stand in for the levels that control acts on: pass one of both")
         cond = self.conditioning(
             latents, timesteps, context, num_frames, image_tokens, pooled, size_ids, anchor, conditions
         )
-        skips, x = self.down(self.conv_first(latents, conditions), cond)
+        x = self.conv_first(latents, conditions)
+        if deep is not None and deep.state is not None:
+            if len(deep.state) != cond.rows:
+                raise ValueError(f"deep features of {len(deep.state)} frames, expected {cond.rows}: pass fresh ones")
+            return self.out(self.up_blocks[-1]([x, deep.state], cond, deep), cond)
+        skips, x = self.down(x, cond)
 
         if control is not None:
             if len(control) != len(skips) + 1:
@@ -346,8 +371,10 @@ class UNet(Encoder):
 
         states = [*skips, x]
         del skips, x
-        for block in self.up_blocks:
+        *inner, last = self.up_blocks
+        for block in inner:
             block(states, cond)
+        last(states, cond, deep)
         return self.out(states.pop(), cond)
 
     def out(self, x: Tensor, cond: Conditioning) -> Tensor:

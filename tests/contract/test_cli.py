@@ -167,6 +167,10 @@ def test_a_bad_picture_is_one_line_and_code_2(run: Run, name: str) -> None:
         (("--image", "cat.png", "--t0", "0.0001"), ["raise t0"]),
         (("--image", "cat.png", "--p", "2"), ["--p"]),
         (("--image", "cat.png", "--steps", "0"), ["--steps"]),
+        (("--image", "cat.png", "--deep-every", "0"), ["--deep-every 0", "1000"]),
+        (("--image", "cat.png", "--deep-every", "2", "--control", "canny=cat.png"), ["--deep-every 2", "--control"]),
+        (("--image", "cat.png", "--guidance-start", "0.5", "--guidance-end", "0.2"), ["--guidance-start 0.5"]),
+        (("--image", "cat.png", "--guidance-end", "0.5", "--guidance-scale", "1"), ["--guidance-scale 1"]),
         (("--image", "cat.png", "--step", "5"), ["did you mean --steps?"]),
         (("--image", "cat.png", "--negative_promt", "x"), ["did you mean --negative-prompt?"]),
         (("--image", "cat.png", "--sampler", "plms"), ["ddim"]),
@@ -204,7 +208,7 @@ def test_bfloat16(run: Run) -> None:
 
 def test_a_video_is_made_again_from_its_own_file(run: Run, tmp_path: Path) -> None:
     assert run("--image", "cat.png", "--prompt", "a cat", "--seed", "3", "--t0", "0.8", "--sampler", "euler_ancestral",
-               "--output", "one.mp4", *QUICK)[0] == 0  # fmt: skip
+               "--deep-every", "2", "--guidance-end", "0.5", "--output", "one.mp4", *QUICK)[0] == 0  # fmt: skip
     code, out, _ = run("--from", "one.mp4", "--output", "two.mp4")
     assert code == 0 and "made as recorded" in out
     assert np.array_equal(read_video(Path("one.mp4")), read_video(Path("two.mp4")))

@@ -56,6 +56,16 @@ def test_without_guidance_one_condition_runs(scale, join):
     assert torch.equal(out, network(x, 3, B))
 
 
+@pytest.mark.parametrize("join", [None, torch.cat])
+def test_guidance_at_some_timesteps(join):
+    x, network, always = torch.ones_like(A), Network(), Network()
+    conditions = [Condition("negative", A), Condition("positive", B, 7.5)]
+    model = guide(network, conditions, join=join, at={5, 3})
+    assert torch.equal(model(x, 5), guide(always, conditions, join=join)(x, 5))
+    assert torch.equal(model(x, 4), always(x, 4, B))
+    assert sum(network.rows) == 6, "two conditions, then one"
+
+
 def test_conditions_without_a_part_do_not_run():
     def chain(first: float, second: float) -> dict[str, float]:
         return weights([Condition("nothing", A), Condition("image", B, first), Condition("both", C, second)])

@@ -12,7 +12,7 @@ from torch import Tensor
 from i2v.models.i2v_adapter import add_i2v_adapter, remove_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter, remove_ip_adapter
 from i2v.models.motion import add_motion_modules, remove_motion_modules
-from i2v.models.unet import UNet
+from i2v.models.unet import DeepFeatures, UNet
 
 ROUNDING = 1e-5
 PER_FRAME_NORMS = dataclasses.replace(MOTION, resnet_norm_over_frames=False)
@@ -138,6 +138,32 @@ def test_keys_and_values_made_once():
     assert torch.equal(run(unet, rest | {"context": kv}), want)
     other = unet.context_kv(given["context"].flip(0), given["image_tokens"])
     assert apart(run(unet, rest | {"context": other}), want) > 100 * ROUNDING
+
+
+def test_deep_features_are_the_network_s_own():
+    """Taken over into the call that made them they change no bit; into another they stand in for all but the last
+    layer."""
+    unet, given, deep = complete(), inputs(), DeepFeatures()
+    want = run(unet, given)
+    assert torch.equal(run(unet, given | {"deep": deep}), want)
+    assert deep.state is not None and deep.state.shape == (CLIPS * FRAMES, 32, 8, 8)
+    kept = deep.state.clone()
+    assert torch.equal(run(unet, given | {"deep": deep}), want)
+    other = given | {"latents": given["latents"] * 0.9}
+    near = run(unet, other | {"deep": deep})
+    assert not torch.equal(near, want), "the last layer was not computed"
+    assert apart(near, run(unet, other)) > 100 * ROUNDING, "the other layers were"
+    assert torch.equal(deep.state, kept), "written over"
+
+
+def test_deep_features_of_others_are_refused():
+    unet, given, deep = complete(), inputs(), DeepFeatures()
+    run(unet, given | {"deep": deep})
+    one = {k: v[: len(v) // CLIPS] for k, v in given.items()}
+    with pytest.raises(ValueError, match="deep features of 6 frames, expected 3"):
+        run(unet, one | {"deep": deep})
+    with pytest.raises(ValueError, match="control"):
+        run(unet, given | {"deep": deep, "control": []})
 
 
 def test_stale_keys_and_values_are_refused():

@@ -62,7 +62,7 @@ def test_same_seed_same_bits_and_every_setting_acts(make: Make) -> None:
     for change in (
         {"seed": 1}, {"steps": 4}, {"guidance_scale": 6.0}, {"negative_prompt": "blue"}, {"sampler": "dpmpp_2m_sde"},
         {"t0": 0.5}, {"p": 0.0}, {"i2v_scale": 0.0}, {"ip_scale": 0.0}, {"color_match": True}, {"first_frame": "exact"},
-        {"motion_scale": 0.5},
+        {"motion_scale": 0.5}, {"deep_every": 2}, {"guidance_start": 0.5}, {"guidance_end": 0.5},
         {"fit": "stretch"}, {"posterior": "sample"}, {"unconditional_image": "same"}, {"num_frames": 3},
     ):  # fmt: skip
         other = make(**change)
