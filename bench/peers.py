@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter
 from i2v.models.motion import MOTION_V2, add_motion_modules
-from i2v.models.unet import SD15, UNet, UNetConfig
+from i2v.models.unet import SD15, DeepFeatures, UNet, UNetConfig
 from i2v.models.vae import SD_VAE, VAE
 
 CUT = replace(SD15, channels=SD15.channels[:2], depths=SD15.depths[:2], heads=SD15.heads[:2])  # its two finest levels
@@ -109,12 +109,17 @@ def inputs(frames: int, size: int, dtype: torch.dtype, device: str = "cpu") -> d
     }
 
 
-def our_step(net: UNet, given: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """A guided call of our UNet, as the pipeline makes it: keys and values of the context are there."""
-    context = net.context_kv(given["context"], given["image_tokens"])
+def our_step(
+    net: UNet, given: dict[str, Tensor], conditions: int = 2, deep: DeepFeatures | None = None
+) -> Callable[[], Tensor]:
+    """A guided call of our UNet, as the pipeline makes it: keys and values of the context are there.
+
+    conditions: 1 for a call without guidance; deep: what inner levels are taken from, see `UNet.forward`.
+    """
+    context = net.context_kv(given["context"][:conditions], given["image_tokens"][:conditions])
     timesteps = torch.tensor([500], device=given["latents"].device)
     frames = len(given["latents"])
-    return lambda: net(given["latents"], timesteps, context, num_frames=frames, conditions=2)
+    return lambda: net(given["latents"], timesteps, context, num_frames=frames, conditions=conditions, deep=deep)
 
 
 def diffusers_step(net: Any, given: dict[str, Tensor]) -> Callable[[], Tensor]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import peers
+from bench import approximations, peers
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.unet import SD15, UNetConfig
 
@@ -135,6 +135,9 @@ def rows() -> dict[str, Callable[[int], dict[str, Any]]]:
             found[f"unet-{size}-{name}"] = lambda n, s=size, d=dtype: unet(SD15, s, d, n)
             found[f"cut-{size}-{name}"] = lambda n, s=size, d=dtype: unet(peers.CUT, s, d, n)
             found[f"vae-{size}-{name}"] = lambda n, s=size, d=dtype: vae(s, d, n)
+            found[f"approximations-{size}-{name}"] = lambda n, s=size, d=dtype: approximations.measure(
+                SETTINGS[s], s, d, lambda sides: in_turn(sides, n, warm=True)
+            )
             for side in ("ours", "diffusers"):
                 found[f"memory-{size}-{name}-{side}"] = lambda n, s=size, d=dtype, w=side: memory(s, d, w)
     return found
@@ -178,6 +181,8 @@ def table(all_rows: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name in rows():
+        if name.startswith("approximations"):
+            continue  # a table of their own
         found = all_rows.get(name)
         lines.append(f"| {name} | {cells(found)} |" if found else f"| {name} | *not run* | | | | | |")
     machines = sorted({json.dumps(found["machine"], sort_keys=True) for found in all_rows.values()})
@@ -187,10 +192,12 @@ def table(all_rows: dict[str, Any]) -> str:
 
 def write_table() -> None:
     """Between the marks of docs/speed.md."""
-    text = PAGE.read_text()
-    start, end = "<!-- table: speed -->\n", "\n<!-- end of table -->"
-    head, rest = text.split(start)
-    PAGE.write_text(head + start + table(results()) + end + rest.split(end, 1)[1])
+    found, text = results(), PAGE.read_text()
+    for name, made in {"speed": table(found), "approximations": approximations.table(found, SETTINGS)}.items():
+        start, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
+        head, rest = text.split(start)
+        text = head + start + made + "\n" + end + rest.split(end, 1)[1]
+    PAGE.write_text(text)
 
 
 def main() -> None:

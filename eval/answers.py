@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,8 +63,13 @@ class Variant:
     i2v_scale: float = 1.0
     ip_scale: float = 1.0
     lora: str = ""  # a file
+    dtype: str = ""  # in place of the bench's
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    deep_every: int = 1
 
 
+LATER = ("dtype", "guidance_start", "guidance_end", "deep_every")
 FLOOR, CEILING = Variant("floor"), Variant("ceiling")
 
 
@@ -93,8 +98,10 @@ class Answer:
 def key_of(job: Job, weights: dict[str, str], dtype: str, frames: int) -> str:
     """The clip's name: 20 hexadecimal digits of a hash over everything that decides its pixels."""
     question = job.question
+    fresh = asdict(Variant())  # the last fields name a clip only where they are set: older clips keep their names
+    variant = {k: v for k, v in asdict(job.variant).items() if k not in LATER or v != fresh[k]}
     facts = {
-        "variant": asdict(job.variant),
+        "variant": variant,
         "caption": question.caption,
         "seed": question.seed,
         "picture": _sha256(question.picture),
@@ -158,14 +165,15 @@ def _clip(job: Job, bench: Bench) -> Video:
     question, variant = job.question, job.variant
     if variant.kind == "floor":
         return np.repeat(question.truth[:1], bench.frames, axis=0)
-    pipe = pipeline(bench, variant.lora)
+    pipe = pipeline(replace(bench, dtype=variant.dtype or bench.dtype), variant.lora)
     if variant.kind == "ceiling":
         truth = question.truth if len(question.truth) > 1 else np.repeat(question.truth, bench.frames, axis=0)
         return through_vae(pipe, truth)
     return pipe(
         question.picture, question.caption, seed=question.seed, steps=variant.steps, num_frames=bench.frames,
         guidance_scale=variant.guidance_scale, t0=variant.t0, p=variant.p,
-        i2v_scale=variant.i2v_scale, ip_scale=variant.ip_scale,
+        i2v_scale=variant.i2v_scale, ip_scale=variant.ip_scale, guidance_start=variant.guidance_start,
+        guidance_end=variant.guidance_end, deep_every=variant.deep_every,
     ).frames  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from eval import experiments, paper_tables, plug_and_play
+from eval import approximations, experiments, paper_tables, plug_and_play
 from eval.answers import Answer, Bench, Job, Variant, answer, pipeline
 from eval.experiments import STYLE_LORA, Evaluation, Needs, judged
 from eval.held_out import held_out_set
@@ -38,6 +38,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Evaluation], Needs], Callable[[Evaluation
     "3": (paper_tables.table_3_needs, paper_tables.table_3_report),
     "2": (paper_tables.table_2_needs, paper_tables.table_2_report),
     "steps": (paper_tables.steps_needs, paper_tables.steps_report),
+    "faster": (approximations.faster_needs, approximations.faster_report),
     "style": (plug_and_play.style_needs, plug_and_play.style_report),
 }
 
@@ -49,7 +50,7 @@ class MiniatureEvaluation:
     weights: Path | None = flag(None, "folder of the model's parts; not given: the shipped one")
     out: Path = flag(Path("outputs/miniature"), "folder for the clips, results.json, tables.md, page.html and sheets")
     table: tuple[str, ...] = flag(("main",), "main: the whole held-out set; 3, 2: the paper's; steps: fewer through "
-                                  "t0; style: a style LoRA")  # fmt: skip
+                                  "t0; faster: what approximations lose; style: a style LoRA")  # fmt: skip
     scenes: int = flag(20, "unseen pictures, each under all captions; the set's other parts follow this number")
     pictures: Path | None = flag(None, "a folder of photographs, to be asked too")
     style_lora: Path = flag(STYLE_LORA, "LoRA of the style night, for --table style")

@@ -53,6 +53,7 @@ COLUMNS = {
         Column("style_plain", "to plain", 1),
         Column("style_own", "to night", 1),
         Column("truth_psnr", "last frame against truth (dB)", 1),
+        Column("exact_psnr", "to the exact clip (dB)", 1),
     )
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from eval.answers import Answer, Job, Variant, write_clip
+from eval.approximations import EXACT, faster_needs, faster_report
 from eval.experiments import Evaluation, judged, main_needs, main_report
 from eval.held_out import SCENES, Question, held_out_set
 from eval.miniature import EXPERIMENTS
@@ -50,6 +51,19 @@ def evaluation(pipe: I2VPipeline, folder: Path, measure: Measure, needs: Callabl
         for q in group
     }
     return replace(plan, made=made)
+
+
+def test_what_approximations_lose(pipe: I2VPipeline, tmp_path: Path) -> None:
+    """The distance to the exact clip of the same question is of the clips' own pixels."""
+    e = evaluation(pipe, tmp_path, lambda q, v: {"motion": q.motion, "flicker": v.deep_every + q.seed}, faster_needs)
+    write_clip(tmp_path / "other.png", np.full((2, 32, 32, 3), 16, np.uint8))
+    e = replace(e, made={at: a if at[2].deep_every < 5 else replace(a, file=tmp_path / "other.png")
+                         for at, a in e.made.items()})  # fmt: skip
+    sections = faster_report(e)
+    near = column(table(sections, "faster"), "to the exact clip (dB)")
+    assert near[EXACT].startswith("50.0") and near["--deep-every 2"].startswith("50.0")
+    assert near["--deep-every 5"].startswith("24.0"), "20 log10(255 / 16)"
+    assert column(table(sections, "faster-paired"), "flicker")["--deep-every 3"].startswith("+2.00 [+2.00, +2.00]")
 
 
 def table(sections: list[Section], name: str) -> Table:
