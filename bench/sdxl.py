@@ -2,7 +2,7 @@
 
 Writes every part of `--preset i2v-sdxl` at its full size with random numbers in bfloat16, one after the other, then, in
 a fresh process, loads the folder as a user's is loaded, makes one denoising step of a video and decodes a frame. What
-comes out is noise; measured are the time of each stage and the memory of the process at most.
+comes out is noise; measured are the time of each stage and the memory of the process at most, beside the prediction.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.load import memory
-from i2v import picture
+from bench.load import memory as memory_of
+from i2v import assemble, memory, picture
+from i2v.assemble import ModelFiles
 from i2v.diffusion.schedule import ANIMATEDIFF_SDXL
-from i2v.load import load
+from i2v.load import build
+from i2v.memory_plans import LEAN, PLANS
 from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG
 from i2v.models.clip_vision import VIT_H14
 from i2v.models.ip_adapter import IP_PLUS_SDXL_VIT_H
@@ -69,22 +71,26 @@ def random(shape: torch.Size, generator: np.random.Generator) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def step(folder: Path, frames: int, side: int, guidance: float) -> None:
+def step(folder: Path, frames: int, side: int, guidance: float, how: str) -> None:
     """One step of a video, in this process, which has done nothing else before."""
     began = time.perf_counter()
 
     def told(what: str) -> None:
         nonlocal began
         now = time.perf_counter()
-        print(f"{what:52} {now - began:7.1f} s, at most {memory('VmHWM') / 1e9:5.1f} GB so far", flush=True)
+        print(f"{what:52} {now - began:7.1f} s, at most {memory_of('VmHWM') / 1e9:5.2f} GB so far", flush=True)
         began = now
 
-    pipe = load("i2v-sdxl", "cpu", torch.bfloat16, folder)
-    pipe.guidance_in_turn = True
-    told("loaded and built")
+    memory.give_back_freed_memory()
+    plan, cpu = assemble.plan(ModelFiles(preset="i2v-sdxl", weights=folder)), torch.device("cpu")
     photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     request = Request("a cat", steps=1, num_frames=frames, height=side, width=side, guidance_scale=guidance)
-    request = request.resolved(pipe.preset, photo.shape[:2], pipe.max_frames, pipe.vae.cfg.factor)
+    request = request.resolved(plan.preset, photo.shape[:2], MOTION_SDXL.max_frames, SDXL_VAE.factor)
+    stages = memory.predict(plan, request, PLANS[how], torch.bfloat16, cpu)
+    print(memory.table(stages, memory.used_bytes(), memory.rate(torch.bfloat16, cpu) * memory.EFFICIENCY), "\n")
+    began = time.perf_counter()
+    pipe = build(plan, cpu, torch.bfloat16, memory=PLANS[how])
+    told("loaded and built")
     known = pipe.known_frames({0: picture.fit(photo, side, side)}, request)
     told("the picture through the VAE")
     conditions = pipe.conditions(photo, request)
@@ -103,19 +109,22 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--side", type=int, default=512, help="pixels")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="over 1: two calls of the UNet")
+    parser.add_argument("--memory", choices=list(PLANS), default=LEAN.name, help="sample.py takes lean on a CPU")
     parser.add_argument("--step", action="store_true", help="the step alone, in this process; --folder is there")
     args = parser.parse_args()
     if args.step:
-        step(args.folder, args.frames, args.side, args.guidance_scale)
+        step(args.folder, args.frames, args.side, args.guidance_scale, args.memory)
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "merges.txt").is_file():
+            memory.give_back_freed_memory()
             write(folder)
         command = [sys.executable, "-m", "bench.sdxl", "--step", "--folder", str(folder)]
         command += ["--frames", str(args.frames), "--side", str(args.side)]
-        return subprocess.run([*command, "--guidance-scale", str(args.guidance_scale)]).returncode
+        command += ["--guidance-scale", str(args.guidance_scale), "--memory", args.memory]
+        return subprocess.run(command).returncode
 
 
 if __name__ == "__main__":

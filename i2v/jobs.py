@@ -72,8 +72,14 @@ def listed(images: Sequence[str], jobs: Path | None, request: Request, output: P
     `request` holds the settings of all jobs, which a line of the file, or as prompt a .txt beside a picture, overrides.
     Raises ConfigError for what cannot be read, unknown settings (with the nearest name), and outputs named twice.
     """
-    several = len(images) > 1 and not any(_framed(text)[1] for text in images)
-    if jobs is None and not several and not any(_is_folder(text) or _is_glob(text) for text in images):
+    framed = [text for text in images if _framed(text)[1]]
+    of_each = [text for text in images if text and (_framed(text)[0].is_dir() or _is_glob(text))]
+    if jobs is None and framed and of_each:
+        raise ConfigError(
+            f"--image {of_each[0]}: a folder or pattern gives a video of each of its pictures, PATH@FRAME one picture "
+            "of a single video; name every picture by itself, each with its frame"
+        )
+    if jobs is None and (framed or len(images) < 2) and not of_each:
         return [one(images, request, output)], False
     return many(images, jobs, request, output), True
 
@@ -152,7 +158,7 @@ def _of_file(path: Path, images: Sequence[str], request: Request, folder: Path) 
 
 def _of_pictures(images: Sequence[str], request: Request, folder: Path) -> Iterator[Job]:
     for text in images:
-        if _is_folder(text):
+        if Path(text).is_dir():
             found = [path for path in sorted(Path(text).iterdir()) if path.suffix.lower() in PICTURES]
         elif _is_glob(text):
             found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
@@ -178,10 +184,6 @@ def _framed(text: str) -> tuple[Path, str]:
     """PATH@FRAME -> both; the frame is "" where none is given. A file of the whole name is that file."""
     found = re.fullmatch(r"(.+)@(-?\d+)", text, re.S)
     return (Path(found[1]), found[2]) if found and not Path(text).exists() else (Path(text), "")
-
-
-def _is_folder(text: str) -> bool:
-    return bool(text) and Path(text).is_dir()
 
 
 def _is_glob(text: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from i2v import load
 from i2v.assemble import Plan
@@ -164,11 +165,14 @@ def footprint_of_run(
     times = torch.zeros(rows)
 
     def step(deep: DeepFeatures | None) -> None:
+        control: list[Tensor] = []
         for net in built.controlnets.values() if request.control else ():
             net.budget = unet.budget
             hint = latents.new_empty(frames, config.channels[0], *sides)
-            more["control"] = net(latents, times, text, hint, num_frames=frames, **more)
-        unet(latents, times, unet.context_kv(text, tokens), num_frames=frames, deep=deep, **more)
+            found = net(latents, times, text, hint, num_frames=frames, **more)
+            control = [a + b for a, b in zip(control, found)] if control else found
+        kv = unet.context_kv(text, tokens)
+        unet(latents, times, kv, num_frames=frames, control=control or None, deep=deep, **more)
 
     halves = windows * (steps + guided) / rows  # calls for all steps
     deep = DeepFeatures() if request.deep_every > 1 else None

@@ -71,6 +71,14 @@ def test_made_and_made_again(run: Run) -> None:
     assert code == 0 and "the control pictures are others" in out
 
 
+def test_several_at_once(run: Run, model: Path) -> None:
+    """Also with the memory that they need, which is told before they are read."""
+    code, out, _ = run(*QUICK, "--controlnet", f"pose={model / 'controlnet.safetensors'}", "--control", "canny=maps",
+                       "pose=maps:0.5", "--output", "both.mp4")  # fmt: skip
+    assert code == 0 and "memory: " in out
+    assert [one["type"] for one in read_settings("both.mp4")["controls"]] == ["canny", "pose"]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

@@ -199,6 +199,9 @@ def test_a_wrong_file_is_one_line_before_any_work(run: Run, text: str, words: li
         (("--image", "in/a.png@9",), ["frames 0 to 1"]),
         (("--image", "in/a.png@x",), ["in/a.png@x"]),
         (("--image", "in/a.png@1", "--loop"), ["--loop"]),
+        (("--image", "in", "in/a.png@1"), ["--image in: a folder or pattern", "each with its frame"]),
+        (("--image", "in/*.png@1"), ["--image in/*.png@1: a folder or pattern", "each with its frame"]),
+        (("--image", "in@1"), ["--image in@1: a folder or pattern"]),
     ],
 )  # fmt: skip
 def test_wrong_flags(run: Run, argv: tuple[str, ...], words: list[str], loads: list[int]) -> None:
