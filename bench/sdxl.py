@@ -1,4 +1,4 @@
-"""Does a full-size SDXL pipeline fit, and how long is a step? `python -m bench.sdxl` (Linux; 11 GB of disk).
+"""Does a full-size SDXL pipeline fit, and how long is a step? `python -m bench.sdxl` (Linux; 10 GB of disk).
 
 Writes every part of `--preset i2v-sdxl` at its full size with random numbers in bfloat16, one after the other, then, in
 a fresh process, loads the folder as a user's is loaded, makes one denoising step of a video and decodes a frame. What
@@ -21,6 +21,7 @@ from bench.load import memory as memory_of
 from i2v import assemble, memory, picture
 from i2v.assemble import ModelFiles
 from i2v.diffusion.schedule import ANIMATEDIFF_SDXL
+from i2v.free_memory import give_back_freed_memory, used_bytes
 from i2v.load import build
 from i2v.memory_plans import LEAN, PLANS
 from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG
@@ -81,13 +82,13 @@ def step(folder: Path, frames: int, side: int, guidance: float, how: str) -> Non
         print(f"{what:52} {now - began:7.1f} s, at most {memory_of('VmHWM') / 1e9:5.2f} GB so far", flush=True)
         began = now
 
-    memory.give_back_freed_memory()
+    give_back_freed_memory()
     plan, cpu = assemble.plan(ModelFiles(preset="i2v-sdxl", weights=folder)), torch.device("cpu")
     photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     request = Request("a cat", steps=1, num_frames=frames, height=side, width=side, guidance_scale=guidance)
     request = request.resolved(plan.preset, photo.shape[:2], MOTION_SDXL.max_frames, SDXL_VAE.factor)
     stages = memory.predict(plan, request, PLANS[how], torch.bfloat16, cpu)
-    print(memory.table(stages, memory.used_bytes(), memory.rate(torch.bfloat16, cpu) * memory.EFFICIENCY), "\n")
+    print(memory.table(stages, used_bytes(), memory.rate(torch.bfloat16, cpu) * memory.EFFICIENCY), "\n")
     began = time.perf_counter()
     pipe = build(plan, cpu, torch.bfloat16, memory=PLANS[how])
     told("loaded and built")
@@ -119,7 +120,7 @@ def main() -> int:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "merges.txt").is_file():
-            memory.give_back_freed_memory()
+            give_back_freed_memory()
             write(folder)
         command = [sys.executable, "-m", "bench.sdxl", "--step", "--folder", str(folder)]
         command += ["--frames", str(args.frames), "--side", str(args.side)]

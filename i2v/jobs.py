@@ -19,7 +19,7 @@ from i2v.config import ConfigError, flag, from_dict, to_dict
 from i2v.control import Maps, looked_at
 from i2v.device import Place
 from i2v.diffusion.frame_similarity_prior import timesteps_from
-from i2v.memory import is_out_of_memory
+from i2v.free_memory import is_out_of_memory
 from i2v.pipeline import Picture
 from i2v.replay import described, recipe
 from i2v.request import Request

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +16,7 @@ from i2v.assemble import Plan
 from i2v.device import pick_device, pick_dtype
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.footprint import Footprint, footprint
+from i2v.free_memory import free_bytes, give_back_freed_memory, is_out_of_memory, used_bytes
 from i2v.memory_plans import FULL, IN_UNET, LEAN, PLANS, MemoryPlan, stages_of
 from i2v.models.unet import DeepFeatures
 from i2v.networks import Networks, networks
@@ -207,63 +204,6 @@ def order(plan: Plan, dtype: torch.dtype, device: torch.device, wanted: str) -> 
     return [PLANS[name] for name in names[names.index(first.name) :]]
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What a process may still take; None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    found = [limit for limit in (_meminfo(Path("/proc/meminfo")), *_cgroups(Path("/proc/self/cgroup"))) if limit]
-    return min(found, default=None)
-
-
-def _meminfo(path: Path) -> int | None:
-    try:
-        match = re.search(r"MemAvailable:\s+(\d+) kB", path.read_text())
-    except OSError:
-        return None
-    return int(match[1]) * 1024 if match else None
-
-
-def _cgroups(path: Path, root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What the limits of the container and of all groups around this process leave; both versions of cgroups."""
-    try:
-        lines = path.read_text().split()
-    except OSError:
-        return []
-    out = []
-    for line in lines:
-        _, controllers, own = line.split(":", 2)
-        second = controllers == ""
-        if not second and "memory" not in controllers.split(","):
-            continue
-        base = root if second else root / "memory"
-        files = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        for folder in (base / own.strip("/"), *(base / own.strip("/")).parents):
-            try:
-                cache = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
-                left = int((folder / files[0]).read_text()) - int((folder / files[1]).read_text())
-                out.append(max(left + (int(cache[1]) if cache else 0), 0))
-            except (OSError, ValueError):  # no limit ("max"), or none for this group
-                pass
-            if folder == base:
-                break
-    return out
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Only CUDA has an error type of its own; on the CPU and on MPS the words tell."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory", str(error)))
-
-
-def give_back_freed_memory() -> None:
-    """Asks glibc to return freed pieces of 1 MB or more to the system; else they stay with the process."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # another C library has other ways
-            mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
-
-
 def rate(dtype: torch.dtype, device: torch.device, side: int = 1024) -> float:
     """Operations a second of a matrix product here, now."""
     a = torch.ones(side, side, dtype=dtype, device=device)
@@ -292,15 +232,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def used_bytes() -> int:
-    """Of this process now, files in use included; 0 where the system does not tell."""
-    try:
-        match = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
-    except OSError:
-        return 0
-    return 1024 * int(match[1]) if match else 0
 
 
 class Fitting:
@@ -372,6 +303,7 @@ class Fitting:
     def model(self) -> I2VPipeline:
         """Built under the plan that heads the list."""
         if self.pipe is None:
+            give_back_freed_memory()
             self.pipe = load.build(self.plan, self.device, self.dtype, progress=True, memory=self.plans[0])
             for fact in self.pipe.weights.values() if self.plan.loras else ():
                 if "layers" not in fact:

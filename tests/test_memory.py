@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sample
-from i2v import assemble, memory
+from i2v import assemble, free_memory, memory
 from i2v.assemble import ModelFiles
 from i2v.memory_plans import PLANS
 from i2v.request import Request
@@ -31,15 +31,15 @@ def test_limits_of_containers(tmp_path: Path) -> None:
     own.write_text("0::/a/b\n")
     cgroup(tmp_path / "a/b", "max", 5, 0, second)
     cgroup(tmp_path / "a", str(9 * GB), 4 * GB, GB, second)
-    assert memory._cgroups(own, tmp_path) == [6 * GB]
+    assert free_memory._cgroups(own, tmp_path) == [6 * GB]
     own.write_text("5:cpu:/a\n4:memory:/c\n")
     cgroup(tmp_path / "memory/c", str(3 * GB), GB, 0, ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-    assert memory._cgroups(own, tmp_path) == [2 * GB]
-    assert memory._cgroups(tmp_path / "nothing", tmp_path) == []
+    assert free_memory._cgroups(own, tmp_path) == [2 * GB]
+    assert free_memory._cgroups(tmp_path / "nothing", tmp_path) == []
 
 
 def test_free_memory_here() -> None:
-    free = memory.free_bytes(CPU)
+    free = free_memory.free_bytes(CPU)
     assert free is None or 10**7 < free < 10**14
 
 

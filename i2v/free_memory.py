@@ -1,0 +1,76 @@
+"""What the system says of memory: how much is free and used, whether it ran out; and giving it back."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What a process may still take; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = [limit for limit in (_meminfo(Path("/proc/meminfo")), *_cgroups(Path("/proc/self/cgroup"))) if limit]
+    return min(found, default=None)
+
+
+def _meminfo(path: Path) -> int | None:
+    try:
+        match = re.search(r"MemAvailable:\s+(\d+) kB", path.read_text())
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
+
+
+def _cgroups(path: Path, root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What the limits of the container and of all groups around this process leave; both versions of cgroups."""
+    try:
+        lines = path.read_text().split()
+    except OSError:
+        return []
+    out = []
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        second = controllers == ""
+        if not second and "memory" not in controllers.split(","):
+            continue
+        base = root if second else root / "memory"
+        files = ("memory.max", "memory.current") if second else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        for folder in (base / own.strip("/"), *(base / own.strip("/")).parents):
+            try:
+                cache = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                left = int((folder / files[0]).read_text()) - int((folder / files[1]).read_text())
+                out.append(max(left + (int(cache[1]) if cache else 0), 0))
+            except (OSError, ValueError):  # no limit ("max"), or none for this group
+                pass
+            if folder == base:
+                break
+    return out
+
+
+def used_bytes() -> int:
+    """Of this process now, files in use included; 0 where the system does not tell."""
+    try:
+        match = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
+    except OSError:
+        return 0
+    return 1024 * int(match[1]) if match else 0
+
+
+def give_back_freed_memory() -> None:
+    """Asks glibc to return freed pieces of 1 MB or more to the system; else they stay with the process."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # another C library has other ways
+            mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Only CUDA has an error type of its own; on the CPU and on MPS the words tell."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory", str(error)))
