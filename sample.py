@@ -103,6 +103,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         for job in todo:
             print(job.name, model.report(checker.check(job).request), sep="\n")
         return 0
+
     def make(job: jobs.Ready) -> tuple[Stream, Written]:
         def work(pipe: I2VPipeline) -> tuple[Stream, Written]:
             video = pipe.stream(job.job.images, job.job.request, progress=True)

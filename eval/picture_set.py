@@ -16,6 +16,7 @@ import numpy as np
 from eval.videos import pictures_in, prompts_of
 from i2v.config import ConfigError, write_text
 from i2v.data.world import WorldConfig, make_clip
+from i2v.media.clip_file import counted
 from i2v.media.output_file import write_whole
 
 MJHQ_COUNT = 50  # the paper's; it gives neither seed nor list
@@ -77,7 +78,7 @@ def of_folder(folder: Path, prompts: Path | None) -> list[Pair]:
     if len(files) < len(pictures_in([folder])):
         twice = Counter(file.stem for file in pictures_in([folder])).most_common(1)[0][0]
         raise ConfigError(f"{folder} has two pictures named {twice}; give each its own name")
-    texts = {} if prompts is None else prompts_of(prompts, sorted(files))
+    texts = {} if prompts is None else prompts_of(prompts, sorted(files, key=counted))
     for name, file in files.items():
         if name not in texts and file.with_suffix(".txt").is_file():
             texts[name] = " ".join(file.with_suffix(".txt").read_text(encoding="utf-8-sig").split())

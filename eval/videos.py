@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from i2v.config import ConfigError
 from i2v.jobs import PICTURES
+from i2v.media.clip_file import counted
 from i2v.picture import Fit
 from i2v.replay import Recipe, recipe
 from i2v.video import SettingsError
@@ -82,7 +83,7 @@ def described(
     """
     pictures = {p.stem: p for p in pictures_in(references)}
     videos = [_video(model, path, pictures) for model, paths in models.items() for path in paths]
-    texts = {} if prompts is None else prompts_of(prompts, sorted(pictures or {v.scene for v in videos}))
+    texts = {} if prompts is None else prompts_of(prompts, sorted(pictures or {v.scene for v in videos}, key=counted))
     covers = {} if masks is None else {p.stem: p for p in pictures_in([masks])}
     out = []
     for video in videos:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from i2v import picture
 from i2v.config import ConfigError
-from i2v.media.clip_file import VideoError, read_video
+from i2v.media.clip_file import VideoError, counted, read_video
 from i2v.media.picture_file import PictureError, read_image
 from i2v.models.conditioning import ContextKV
 from i2v.models.controlnet import ControlNet
@@ -131,7 +130,8 @@ def _read(control: Control, num_frames: int) -> Sequence[Frames]:
             return _counted(control, _file(path, num_frames), num_frames)
         if not files:
             raise ConfigError(f"{control}: no pictures there; give a picture, a folder or pattern of them, or a clip")
-        return _counted(control, [read_image(file) for file in sorted(files, key=_natural)], num_frames)
+        files = sorted(files, key=lambda file: counted(file.name))
+        return _counted(control, [read_image(file) for file in files], num_frames)
     except (PictureError, VideoError, OSError) as error:
         raise ConfigError(f"--control {control.type}: {error}") from None
 
@@ -159,11 +159,6 @@ def _counted(control: Control, frames: Sequence[Frames], num_frames: int) -> Seq
         f"{control}: {many} pictures for a video of {num_frames} frames; give one for each frame, or a single "
         f"one for all{fewer}"
     )
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Names in the order in which people count: 2 before 10."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 @dataclass

@@ -138,6 +138,15 @@ def test_prompts(tmp_path: Path) -> None:
         prompts_of(tmp_path / "p.txt", ["a", "b"])
 
 
+def test_lines_of_prompts_are_in_the_order_in_which_people_count(tmp_path: Path) -> None:
+    paths = []
+    for name in ("10", "2", "1"):
+        paths.append(write_video(tmp_path / "ours" / f"{name}.mp4", moving(count=2), 8).path)
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nten\n")
+    videos = described({"ours": paths}, [], tmp_path / "prompts.txt")
+    assert {v.scene: v.prompt for v in videos} == {"1": "one", "2": "two", "10": "ten"}
+
+
 def test_a_network_that_is_not_the_papers_never_fills_its_columns() -> None:
     for cfg, side, names in ((SMALL, 256, {"flow_score (RAFT small)", "warping_error (RAFT small)"}),
                              (LARGE, 128, {"flow_score"})):  # fmt: skip

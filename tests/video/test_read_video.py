@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -53,6 +54,14 @@ def test_files_that_are_no_videos(tmp_path: Path, data: bytes, words: str) -> No
         read_video(tmp_path / "clip.mp4")
     with pytest.raises(VideoError, match="no such file"):
         read_video(tmp_path / "missing.mp4")
+
+
+def test_a_folder_s_frames_are_counted(tmp_path: Path) -> None:
+    """Names without leading zeros, as many programs write them."""
+    (tmp_path / "clip").mkdir()
+    for number in range(12):
+        cv2.imwrite(str(tmp_path / f"clip/frame{number}.png"), np.full((16, 16, 3), 20 * number, np.uint8))
+    assert read_video(tmp_path / "clip")[:, 0, 0, 0].tolist() == [20 * number for number in range(12)]
 
 
 def test_folders_that_are_no_clips(tmp_path: Path, clip: Path) -> None:
