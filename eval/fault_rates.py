@@ -49,15 +49,16 @@ class FaultRates:
     """Measure the fault detectors of sample.py --best-of on planted faults."""
 
     split: str = flag("val", "which of the world's clips; the thresholds were fixed on train")
+    first: int = flag(0, "number of the first clip looked at; the clips from 0 on were seen while this was built")
     clips: int = flag(20, "of each level")
     num_frames: int = flag(16, "frames of each")
     size: int = flag(64, "side in pixels")
 
 
 def moving(world: WorldConfig, cfg: FaultRates) -> list[Clip]:
-    """The first clips of the split whose object or camera moves."""
+    """Clips of the split, from `first` on, whose object or camera moves."""
     out: list[Clip] = []
-    index = 0
+    index = cfg.first
     while len(out) < cfg.clips:
         scene = draw_scene(world, cfg.split, index)
         if scene.motion != "stays still" or scene.camera:
@@ -77,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = config.from_command_line(FaultRates, argv, "python -m eval faults")
     if cfg.clips < 1 or cfg.num_frames < 4:
         raise ConfigError(f"--clips {cfg.clips} --num-frames {cfg.num_frames}: expected at least 1 clip of 4 frames")
+    if cfg.first < 0:
+        raise ConfigError(f"--first {cfg.first}: expected 0 or more")
     clips = [clip for world in WORLDS.values() for clip in moving(world, cfg)]
     print(f"| | clips | {' | '.join(NAMES)} |\n|---|---|---|---|---|---|")
     for case, (change, wanted) in CASES.items():

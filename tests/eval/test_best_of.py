@@ -61,8 +61,12 @@ def test_a_ranking_of_files(clip: Video, tmp_path: Path) -> None:
 
 def test_rates_are_of_moving_clips(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(c.motion != "stays still" for c in moving(LEVEL_1, FaultRates(clips=4, num_frames=4)))
+    late = moving(LEVEL_1, FaultRates(first=1000, clips=1, num_frames=4))[0].frames
+    assert not np.array_equal(late, moving(LEVEL_1, FaultRates(clips=1, num_frames=4))[0].frames)
     with pytest.raises(ValueError, match="at least 1 clip of 4 frames"):
         main(["--clips", "0"])
+    with pytest.raises(ValueError, match="--first -1: expected 0 or more"):
+        main(["--first", "-1"])
 
 
 def test_jobs_by_seed() -> None:
