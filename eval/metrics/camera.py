@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,7 +18,9 @@ CAMERAS = ("", "the camera pans left", "the camera pans right", "the camera tilt
 PAN = 0.12  # of the frame
 ZOOM = 0.18  # natural logarithm of the scale
 TURN = 12.0  # degrees
-UNEXPLAINED = 0.92  # a camera's motion leaves at most this share of what no motion leaves
+FINE, COARSE = 1.0, 6.0  # pixels of 64; what is told apart by its size: grain, a background's features, drifting light
+UNEXPLAINED = 0.85  # a camera's motion leaves at most this share of what no motion leaves, in half of the blocks
+BLOCK, LEAST = 8, 8  # a block's side in pixels, and how many of the 64 are needed
 STRAIGHT = 0.6  # it goes on its way: its end is this far from its start, as a share of the way's length
 ONE_WAY = 0.03  # where the background changes this much less along one direction, nothing is known of that direction
 PLAIN = 0.5  # least share of the object that has to be there for this
@@ -50,14 +53,16 @@ def measure_camera(shots: list[Picture], covered: list[NDArray[np.uint8]], track
 
     Definition. Frame by frame, the similarity transform is fitted that takes frame 0's background to this frame's:
     Gauss-Newton on the colours, with light and contrast free, without the object at both its places, and with weights
-    that leave out what fits badly. Of the last quarter of the frames the median counts. It must leave at most
-    UNEXPLAINED of the squared difference (cut at 30 levels) that no motion leaves; otherwise the camera rests. So it
-    does when the way of the picture's corners is not STRAIGHT, as when blotches come and go.
+    that leave out what fits badly. What is coarser than COARSE pixels is taken off first: over a smooth background no
+    motion can be seen, and colours that drift there are none. Of the last quarter of the frames the median counts. It
+    must leave at most UNEXPLAINED of the squared difference (cut at 30 levels) that no motion leaves, in half of the
+    background's blocks: what the object leaves beside it explains few of them. Otherwise the camera rests. So it does
+    when the way of the picture's corners is not STRAIGHT, as when blotches come and go.
 
     Stripes do not show how far they have moved along themselves. If the background has one such direction and moves
     across it, the object's motion stands for the other: in this world the object rests where the camera moves.
     """
-    soft = [softened(shot, 1.0) for shot in shots]
+    soft = [detail(shot, 1 - cover) for shot, cover in zip(shots, covered, strict=True)]
     target = Target(soft[0], 1 - covered[0], CENTRE)
     pose, poses, left = Pose(), [], []
     late = len(shots) - max(len(shots) // 4, 1)
@@ -78,6 +83,14 @@ def measure_camera(shots: list[Picture], covered: list[NDArray[np.uint8]], track
         ]
     dx, dy, log_scale, turn = np.median([(p.dx, p.dy, p.log_scale, p.turn) for p in poses[late - 1 :]], axis=0)
     return Camera(float(dx), float(dy), float(log_scale), float(turn), share, poses)
+
+
+def detail(shot: Picture, free: NDArray[np.uint8]) -> Picture:
+    """A picture without what is coarser than COARSE pixels, averaged over its `free` (0 and 1) pixels alone."""
+    weight = free.astype(np.float32)
+    mass = cv2.GaussianBlur(weight, (0, 0), COARSE)[..., None]
+    coarse = softened(shot * weight[..., None], COARSE) / np.maximum(mass, 1e-3)
+    return np.asarray(softened(shot, FINE) - coarse, np.float32)
 
 
 def verdict(camera: Camera, classes: Sequence[str] = CAMERAS) -> str:
@@ -106,12 +119,23 @@ def verdict(camera: Camera, classes: Sequence[str] = CAMERAS) -> str:
 
 
 def _left(target: Target, shot: Picture, pose: Pose, free: NDArray[np.uint8]) -> float:
-    """The difference under a pose over that at rest, on the pixels that both can be judged by."""
+    """The difference under a pose over that at rest: the median over the blocks that can be judged; 1 below LEAST."""
     both = target.seen(free, pose) & (free > 0)
-    if int(both.sum()) < 64:
+    count = _sums(both.astype(np.float32))
+    judged = count >= BLOCK**2 / 2
+    if int(judged.sum()) < LEAST:
         return 1.0
-    own, rest = (np.minimum(target.misfit(shot, p, both), 900).mean() for p in (pose, Pose()))
-    return float((own + 20) / (rest + 20))  # 4.5 levels are no motion
+    shares = []
+    for p in (pose, Pose()):
+        misfit = np.zeros((SIDE, SIDE), np.float32)
+        misfit[both] = np.minimum(target.misfit(shot, p, both), 900)
+        shares.append(_sums(misfit)[judged] / count[judged] + 10)  # 3 levels are no motion
+    return float(np.median(shares[0] / shares[1]))
+
+
+def _sums(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Over every block: (SIDE / BLOCK, SIDE / BLOCK)."""
+    return np.asarray(values.reshape(SIDE // BLOCK, BLOCK, -1, BLOCK).sum(axis=(1, 3)), np.float32)
 
 
 def _straightness(poses: list[Pose]) -> float:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from eval.damage import DEGRADED, MOTIONLESS
-from eval.metrics.motion_class import CLASSES, measure_motion
+from eval.metrics.motion_class import CLASSES, measure_motion, motion_of
 from eval.metrics.object_mask import object_mask
+from eval.metrics.view import look
 from eval.probe_ceiling import right
 from i2v.data.backgrounds import background
 from i2v.data.scene import render
@@ -97,3 +98,14 @@ def test_what_cannot_be_measured_says_so() -> None:
         measure_motion(clip.frames, np.zeros((64, 64), np.uint8))
     with pytest.raises(ValueError, match="cannot tell"):
         measure_motion(clip.frames, clip.mask, ("dances",))
+
+
+def test_light_that_drifts_over_a_smooth_background_is_no_camera() -> None:
+    for background_, motion in (("sky", "moves left"), ("sunset", "moves right"), ("plain", "moves up")):
+        clip = make_clip(LEVEL_1, "val", 1050, num_frames=8, motion=motion, kind="ball", background=background_)
+        ramp = np.linspace(-40, 40, 64)[None, :, None]
+        ramp = ramp if motion != "moves up" else ramp.transpose(1, 0, 2)
+        light = np.linspace(0, 1, 8)[:, None, None, None] * ramp
+        found = look((clip.frames + light).clip(0, 255).astype(np.uint8), clip.mask)
+        assert (found.camera.dx, found.camera.dy) == (0, 0)
+        assert motion_of(found, CLASSES).motion == motion
