@@ -45,7 +45,7 @@ def test_one_command_makes_everything(random_folder: Path, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--table 4", "--table 4: expected one or more of main, 3, 2, steps, style"),
+        ("--table 4", "--table 4: expected one or more of main, 3, 2, steps, faster, style"),
         ("--table style --style-lora none.safetensors", "--style-lora none.safetensors: there is no such file"),
         ("--scenes 1", "--scenes 1: expected 2 or more"),
         ("--world level_9", "--world level_9: expected one of level_1"),
