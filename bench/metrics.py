@@ -62,7 +62,7 @@ def main() -> None:
         wall, busy = time.perf_counter(), time.process_time()
         run()
         wall, busy = time.perf_counter() - wall, time.process_time() - busy
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
         tqdm.write(f"| {name} | {wall:.1f} | {busy:.1f} | {peak:.0f} |")
 
 

@@ -116,7 +116,7 @@ def missing(measured: Sequence[Measured], shown_columns: Sequence[Column]) -> li
     out = []
     for (reason, count), heads in columns_of.items():
         all_of_them = count == len(measured)
-        named = all_of_them and any(reason.startswith(head.partition(" x ")[0]) for head in heads)
+        named = all_of_them and any(reason.lower().startswith(head.partition(" x ")[0].lower()) for head in heads)
         state = "empty" if all_of_them else f"without {count} videos"
         out.append(f"Empty: {reason}." if named else f"{', '.join(heads)}: {state}; {reason}.")
     return out
@@ -135,6 +135,12 @@ def warnings(report: Report, measured: Sequence[Measured]) -> list[str]:
         none = [m.label for m in measured if m.video.reference is None]
         out.append(f"{len(none)} videos have no reference picture ({none[0]}, ...): name pictures as the videos and "
                    "give --reference; similarity and drift of these are against frame 0.")  # fmt: skip
+    for name in dict.fromkeys(name for m in measured for name in m.scores.details if name.startswith("warping_error")):
+        of = [m for m in measured if 0 in m.scores.details.get(name, {}).get("kept", [])]
+        if of:
+            what = f"WarpingError{name.removeprefix('warping_error')} of {len(of)} of {len(measured)} videos"
+            out.append(f"{what} ({of[0].label}, ...) has pairs of frames of which no pixel could be compared: these "
+                       "count as 0, which says nothing.")  # fmt: skip
     small = [name for name, found in by_model(measured).items() if len({m.video.scene for m in found}) < least()]
     if small and report.percent is None:
         out.append(f"No intervals for {', '.join(small)}: 95 % need {least()} pictures or more.")

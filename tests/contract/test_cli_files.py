@@ -13,12 +13,14 @@ import pytest
 import random_miniature
 import small_published
 import torch
-from small_published import SD15, parts_of, published, save
+from small_published import SD15, SDXL, parts_of, published, save
 
 import sample
 from i2v import assemble, replay
 from i2v.assemble import ModelFiles
-from i2v.load import load
+from i2v.load import load, save_part
+from i2v.models.controlnet import controlnet_from
+from i2v.models.unet import UNet
 from i2v.presets import PRESETS
 from i2v.video import read_settings, read_video, write_video
 from weights_convert import files
@@ -108,6 +110,28 @@ def test_a_video_from_published_files(run: Run, sets: Path, preset: str) -> None
     used = {facts["file"]: facts["sha256"] for facts in read_settings(Path("out.mp4"))["weights"].values()}
     assert used.keys() == {Path(name).name for name in small_published.SETS[preset][1]}
     assert all(len(digest) == 64 for digest in used.values())
+
+
+def test_a_controlnet_of_sdxl_steers_it(run: Run, sets: Path) -> None:
+    """It is given the pooled text and the sizes, as its UNet is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = controlnet_from(UNet(SDXL.unet), (8, 8, 8, 8))
+        for key, parameter in net.named_parameters():
+            if "cond_embedding" in key and parameter.ndim > 1:
+                torch.nn.init.kaiming_normal_(parameter)
+            elif not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
+    save_part(Path("controlnet.safetensors"), net, net.cfg, control="pose")
+    cv2.imwrite("map.png", np.pad(np.full((24, 24, 3), 255, np.uint8), ((8, 32), (20, 20), (0, 0))))
+    cv2.imwrite("other.png", np.full((64, 64, 3), 90, np.uint8))
+    given = ("--preset", "i2v-sdxl", "--models", str(sets / "i2v-sdxl"), "--image", "cat.png", "--num-frames", "2",
+             "--steps", "1", "--controlnet", "pose=controlnet.safetensors")  # fmt: skip
+    for name in ("map", "other"):
+        code, _, err = run(*given, "--control", f"pose={name}.png", "--output", f"{name}_frames.png")
+        assert code == 0, err
+    one, other = (read_video(Path(f"{name}_frames")).astype(int) for name in ("map", "other"))
+    assert np.abs(one[0] - other[0]).max() <= 1 and np.abs(one[1] - other[1]).max() > 2
 
 
 def test_each_flag_replaces_its_part_alone(run: Run, sets: Path) -> None:

@@ -159,6 +159,18 @@ def test_a_network_that_is_not_the_papers_never_fills_its_columns() -> None:
         assert "FlowScore (DIS)" in [c.head for c in others]
 
 
+def test_pairs_of_which_nothing_was_compared_are_told() -> None:
+    """Their 0 is not the best value."""
+    video = described({"ours": [Path("a.mp4"), Path("b.mp4")]}, [], None)
+    kept = ([0.5, 0.0], [0.1, 0.2])
+    scores = [Scores({"warping_error": 0.0}, {}, {"warping_error": {"kept": shares}}) for shares in kept]
+    found = [measured.Measured(v, (3, 8, 8), s) for v, s in zip(video, scores, strict=True)]
+    empty = report.Report("T", "", Path(), {}, EMPTY)
+    told = [line for line in report.warnings(empty, found) if "no pixel" in line]
+    assert len(told) == 1 and "WarpingError of 1 of 2 videos (ours/a.mp4" in told[0]
+    assert not [line for line in report.warnings(empty, found[1:]) if "no pixel" in line]
+
+
 def test_frames_too_small_for_raft_leave_the_column_empty_and_say_what_to_do() -> None:
     networks = Networks(Raft(RAFT(LARGE).eval()), None, None, {}, {})
     found = score(moving(side=120, count=2), None, "", None, networks)
