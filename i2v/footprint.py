@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count
 
+GROWTH = 150e6  # bytes allowed for libraries once they compute: kernels, threads, buffers
+RETAINED = 0.15  # allowed for, of what is worked with: what the allocator keeps in pieces too small to use
 aten = torch.ops.aten
 MATRIX = {aten.mm: 0, aten.addmm: 1, aten.bmm: 0, aten.baddbmm: 1}  # position of the first factor
 
@@ -80,6 +82,8 @@ class Tracker(TorchDispatchMode):
         elif packet is aten.convolution:
             self.flops += conv_flop_count(list(args[0].shape), list(args[1].shape), list(out.shape), bool(args[6]))
             self.held(sum(x.numel() * x.element_size() for x in (args[0], args[1], out)))
+        elif packet is aten.convolution_backward:  # of the result's gradient, the input and the weight
+            self.held(sum(x.numel() * x.element_size() for x in args[:3]))
 
 
 class Attention(TorchFunctionMode):

@@ -129,9 +129,7 @@ def build(
     )
 
 
-def resident(
-    plan: Plan, built: Networks, device: torch.device, number: torch.dtype, memory: MemoryPlan
-) -> Residency:
+def resident(plan: Plan, built: Networks, device: torch.device, number: torch.dtype, memory: MemoryPlan) -> Residency:
     """When the parts of a model are in memory, under a plan of it."""
     stages = stages_of(plan.parts)
     flags = [name for name, _, _ in plan.loras]
@@ -242,12 +240,12 @@ def headers(folder: Path) -> dict[str, PartFile]:
     names = [name for name in CONFIGS if name != "text_encoder_2" or (folder / f"{name}.safetensors").is_file()]
     missing = [n for n in (*(f"{part}.safetensors" for part in names), *TEXT_FILES) if not (folder / n).is_file()]
     if missing:
-        raise ConfigError(f"{folder} lacks {', '.join(missing)}; a model's folder holds one file per part")
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}, expected one file per part; take the whole folder")
     return {name: header(folder / f"{name}.safetensors") for name in names}
 
 
 def header(path: Path) -> PartFile:
     """One part, no tensor read; the file's name says which part it is."""
     if path.stem not in KINDS:
-        raise ConfigError(f"{path}: no part has this name; parts are {', '.join(KINDS)}")
+        raise ConfigError(f"{path}: no part has this name, expected one of {', '.join(KINDS)}; name the file so")
     return open_part(path, KINDS[path.stem])

@@ -64,7 +64,7 @@ def merge(
     except ValueError as error:
         for done in merged.values():
             done.remove()
-        raise ConversionError(f"{path}: {error}") from None
+        raise ConversionError(f"{path}: {error}; expected a LoRA for this model, give one") from None
     return MergedFile(file, scale, merged)
 
 
@@ -76,23 +76,30 @@ def check(modules: Mapping[str, nn.Module], path: str | Path) -> LoRAFile:
         advice = "--motion-lora" if others == ["motion"] else "--lora" if list(modules) == ["motion"] else ""
         raise ConversionError(
             f"{path}: this LoRA changes {' and '.join(others)}, expected one for {' and '.join(modules)} alone"
-            + (f"; give it with {advice}" if advice else "")
+            + (f"; give it with {advice}" if advice else "; give such a one")
         )
     for part, pairs in file.parts.items():
         if problems := unfit(modules[part], pairs):
             version_2 = part == "motion" and problems[0].startswith("mid_block.")  # the others have none in the middle
-            advice = "; it was made for motion modules of version 2, give those" if version_2 else ""
+            advice = "it is for motion modules of version 2, give those" if version_2 else "give one for this model"
             raise ConversionError(
-                f"{path}: {len(problems)} of {len(pairs)} changes do not fit the {part}, first {problems[0]}{advice}"
+                f"{path}: {len(problems)} of {len(pairs)} changes do not fit the {part}, expected layers of its "
+                f"shapes, first {problems[0]}; {advice}"
             )
     return file
 
 
 def base_of(modules: Mapping[str, nn.Module]) -> Base | None:
     """What published names mean in this model; None for text encoders of a known width, where the file decides."""
-    texts = tuple(m.cfg.hidden_size for part in TEXT_PARTS if isinstance(m := modules.get(part), CLIPTextModel))
+    found = [modules.get(part) for part in TEXT_PARTS]
+    widths = [m.cfg.hidden_size if isinstance(m, CLIPTextModel) else 0 for m in found]  # 0: any
+    texts = tuple(widths if widths[1] else widths[:1])
     unet = next((m for part in ("unet", "motion") if isinstance(m := modules.get(part), UNet)), None)
     if unet is None:
-        return None if any(texts == base.text[: len(texts)] for base in BASES) else Base("this model", SD15, texts)
+        published = any(
+            len(texts) <= len(base.text) and all(width in (0, own) for width, own in zip(texts, base.text))
+            for base in BASES
+        )
+        return None if published else Base("this model", SD15, texts)
     known = next((base for base in BASES if base.unet == unet.cfg), None)
-    return known or Base("this model", unet.cfg, texts or (0,))
+    return known or Base("this model", unet.cfg, texts)

@@ -15,7 +15,7 @@ from i2v import load
 from i2v.assemble import Plan
 from i2v.device import pick_device, pick_dtype
 from i2v.diffusion.frame_similarity_prior import timesteps_from
-from i2v.footprint import Footprint, footprint
+from i2v.footprint import GROWTH, RETAINED, Footprint, footprint
 from i2v.free_memory import free_bytes, give_back_freed_memory, is_out_of_memory, used_bytes
 from i2v.memory_plans import FULL, IN_UNET, LEAN, PLANS, MemoryPlan, stages_of
 from i2v.models.unet import DeepFeatures
@@ -29,8 +29,6 @@ T = TypeVar("T")
 GB = 1e9
 SMALL_MODEL = 512 * 2**20  # bytes of weights below which nothing is won by letting go of them
 SLACK = 0.95  # of the free memory is used
-GROWTH = 150e6  # allowed for libraries once they compute: kernels, threads, buffers
-RETAINED = 0.15  # allowed for, of what a stage works with: what the allocator keeps in pieces too small to use
 EFFICIENCY = 0.8  # of a large matrix product's rate, over a whole stage
 READ = 1.5e9  # bytes a second, of files that the system has in its cache
 PIXEL_COPIES = 4  # float32 copies of decoded frames while their colours are finished

@@ -61,7 +61,7 @@ def own_source(path: Path) -> Source:
     """One of our own part files, which describes itself."""
     name = is_part(path) or path.stem
     if name not in KINDS:
-        raise ConfigError(f"{path}: no part is called {name}; parts are {', '.join(KINDS)}")
+        raise ConfigError(f"{path}: no part is called {name}, expected one of {', '.join(KINDS)}; take the file anew")
     file = open_part(path, KINDS[name])
     schedule = schedule_of(file) if name == "motion" else None
     control = str(file.metadata.get("control", ""))
@@ -71,7 +71,10 @@ def own_source(path: Path) -> Source:
 def schedule_of(motion: PartFile) -> Schedule:
     """The noise schedule that the motion modules were trained on, from their file's metadata."""
     if "schedule" not in motion.metadata:
-        raise ConfigError(f"{motion.path} names no schedule in its metadata; save_part(..., schedule=Schedule(...))")
+        raise ConfigError(
+            f"{motion.path}: names no schedule in its metadata, expected one; save it with save_part(..., "
+            "schedule=Schedule(...))"
+        )
     return from_json(Schedule, json.dumps(motion.metadata["schedule"]), str(motion.path))
 
 
@@ -96,7 +99,7 @@ class Library:
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
-            raise ConfigError(f"--models {folder}: there is no such folder")
+            raise ConfigError(f"--models {folder}: no such folder, expected one with the preset's files; name it")
         self.folder = folder
         self.paths = list(_candidates(folder))
         self._opened: dict[Path, Source | str] = {}

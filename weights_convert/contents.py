@@ -131,7 +131,7 @@ def _config(path: Path) -> Any:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConversionError(f"{file}: not valid json ({error}); take it again from where the weights are") from error
+        raise ConversionError(f"{file}: no json ({error}), expected it; take it again with the weights") from error
     return diffusers_configs.from_json(values, str(file)) if isinstance(values, dict) else None
 
 

@@ -16,7 +16,7 @@ from i2v.parts import CONFIGS, KINDS, sha256
 from weights_convert import files, own_format, write_diffusers
 from weights_convert.contents import Content, accounted, look
 from weights_convert.detect import files_of, named
-from weights_convert.diffusers_configs import FOLDERS
+from weights_convert.diffusers_configs import FOLDERS, NoSetting
 from weights_convert.known import LAYOUTS
 from weights_convert.layout import Layout, still_needed
 from weights_convert.networks import FAMILIES, TITLES, misfits
@@ -28,6 +28,7 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat1
 OWN, MODULE, DIFFUSERS = "own", "i2v-module", "diffusers"
 TARGETS = (OWN, MODULE, DIFFUSERS, *(layout.name for layout in LAYOUTS))
 TORCH_ENDINGS = (".pth", ".ckpt", ".bin", ".pt")
+ANEW = "take the whole file anew, or leave the part out with --parts; `check` lists everything"
 UNKNOWN_BASE = "own"  # the family of a network of a size that was never published
 
 
@@ -68,7 +69,8 @@ def _gather(job: Job) -> tuple[dict[str, Part], dict[str, str]]:
     contents = look(job.source, job.layout)
     for content in contents:
         if (content.problem or content.lora) and not job.parts:
-            raise ConversionError(f"{content.path}: {content.problem or 'this is a LoRA, which is used as it is'}")
+            lora = "this is a LoRA, expected a part of a model; it is not converted: give it to sample.py with --lora"
+            raise ConversionError(f"{content.path}: {content.problem or lora}")
         if content.problem or content.lora:
             continue
         result = accounted(content, job.family, job.ema)
@@ -77,11 +79,14 @@ def _gather(job: Job) -> tuple[dict[str, Part], dict[str, str]]:
             if not job.parts or name in job.parts:
                 parts[name] = _settled(job, content, name, part)
     if problems:
-        raise ConversionError(f"{job.source}: not what its layout describes, {listed(problems)}")
+        raise ConversionError(f"{job.source}: not what its layout describes, {listed(problems)}\n{ANEW}")
     absent = [name for name in job.parts if name not in parts]
     if absent or not parts:
         there = ", ".join(sorted({name for c in contents for name in accounted(c, job.family, job.ema).parts}))
-        raise ConversionError(f"{job.source}: it has no part {' or '.join(absent)}, it has {there or 'none'}")
+        raise ConversionError(
+            f"{job.source}: it has no part {' or '.join(absent)}, expected {there or 'none'} as --parts; name these or "
+            "give another file"
+        )
     return parts, _tokenizer(job.source, parts)
 
 
@@ -91,7 +96,7 @@ def _settled(job: Job, content: Content, name: str, part: Part) -> Part:
     family = part.family
     if layout is not None and layout.fits and (job.family is not None) and job.family not in layout.fits:
         raise ConversionError(
-            f"{content.path}: it is made for {' and '.join(TITLES[x] for x in layout.fits)}, not for "
+            f"{content.path}: it is made for {' and '.join(TITLES[x] for x in layout.fits)}, expected one for "
             f"{TITLES[job.family]}; leave --for {job.family} out"
         )
     if not family and layout is not None and not layout.fits:
@@ -99,7 +104,9 @@ def _settled(job: Job, content: Content, name: str, part: Part) -> Part:
     family = family or _family_of(job.target)
     if not family:
         bases = " or ".join(layout.fits if layout else FAMILIES)
-        raise ConversionError(f"{content.path}: its content does not say which base it is for; say --for {bases}")
+        raise ConversionError(
+            f"{content.path}: its content does not say which base it is for, expected --for; say --for {bases}"
+        )
     config = part.config
     if config is None and KINDS[name] is not None and not part.bare_attentions:
         config = FAMILIES[family][name]
@@ -136,7 +143,7 @@ def _unet(job: Job, parts: Mapping[str, Part]) -> UNetConfig:
 def _compare(job: Job, parts: Mapping[str, Part], unet: UNetConfig) -> None:
     problems = [text for name, part in parts.items() for text in misfits(name, part.tensors, part.config, unet)]
     if problems:
-        raise ConversionError(f"{job.source}: does not fit the model, {listed(problems)}")
+        raise ConversionError(f"{job.source}: does not fit the model, {listed(problems)}\n{ANEW}")
 
 
 def _free(paths: list[Path], overwrite: bool) -> None:
@@ -160,15 +167,21 @@ def _bar(parts: Mapping[str, Part], dtype: torch.dtype | None, name: str, more: 
 def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mapping[str, str]) -> Json:
     folder = job.target
     if folder.is_file() or folder.suffix == ".safetensors":
-        raise ConversionError(f"{folder}: our own format is a folder with one file per part; name a folder")
+        raise ConversionError(f"{folder}: a file, expected a folder, with one file per part in our format; name one")
     strange = [name for name in parts if name not in KINDS]
     if strange:
-        raise ConversionError(f"{job.source}: no network here reads a {strange[0]}; name one of its layouts with --to")
+        raise ConversionError(
+            f"{job.source}: no network here reads a {strange[0]}, expected {', '.join(KINDS)}; name one of its own "
+            "layouts with --to"
+        )
     if "ip_adapter" in parts and parts["ip_adapter"].bare_attentions:
         parts["ip_adapter"] = own_format.with_projection(parts["ip_adapter"], folder / "ip_adapter.safetensors")
     bases = {part.family for part in parts.values()} | ({_family_of(folder)} - {""})
     if len(bases) > 1:
-        raise ConversionError(f"{job.source}: parts of different bases, {' and '.join(sorted(bases))}, in {folder}")
+        raise ConversionError(
+            f"{job.source}: parts of different bases, {' and '.join(sorted(bases))}, in {folder}, expected one base; "
+            "name another folder"
+        )
     _compare(job, parts, unet)
     paths = {name: folder / f"{name}.safetensors" for name in parts}
     _free(list(paths.values()), job.overwrite)
@@ -195,12 +208,18 @@ def _to_diffusers(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer:
         raise FileExistsError(f"{folder}: already there; name a new folder or give --overwrite")
     left = {name: LEFT_OUT.get(name, NO_FOLDER) for name in parts if name not in (*FOLDERS, "ip_adapter")}
     if "ip_adapter" in parts and parts["ip_adapter"].bare_attentions:
-        left["ip_adapter"] = "attentions without their projection: diffusers loads both together"
+        left["ip_adapter"] = "attentions without their projection: diffusers loads both together, give their file"
     kept = {name: part for name, part in parts.items() if name not in left}
     if not kept:
-        raise ConversionError(f"{job.source}: nothing that diffusers has a place for; {'; '.join(left.values())}")
+        raise ConversionError(
+            f"{job.source}: nothing that diffusers has a place for, expected {', '.join(FOLDERS)}; "
+            f"{'; '.join(left.values())}"
+        )
     with _bar(kept, job.dtype, str(folder)) as bar:
-        written = write_diffusers.write(folder, kept, unet, tokenizer, job.dtype, bar.update)
+        try:
+            written = write_diffusers.write(folder, kept, unet, tokenizer, job.dtype, bar.update)
+        except NoSetting as error:
+            raise ConversionError(f"{job.source}: {error}") from None
     return {"written": [str(p) for p in written], "left_out": left, "needs": []}
 
 
@@ -223,22 +242,32 @@ def _to_layout(job: Job, parts: Mapping[str, Part], layout: Layout) -> Json:
     path = job.target
     if path.is_dir() or path.suffix not in (".safetensors", *TORCH_ENDINGS):
         endings = ", ".join((".safetensors", *TORCH_ENDINGS))
-        raise ConversionError(f"{path}: the layout {layout.name} is one file; name one with an ending of {endings}")
+        raise ConversionError(
+            f"{path}: a folder or a name without a known ending, expected a file, which the layout {layout.name} is; "
+            f"name one with an ending of {endings}"
+        )
     missing = [name for name in layout.parts if name not in parts]
     if missing:
         raise ConversionError(
-            f"{job.source}: {layout.name} is made of {', '.join(layout.parts)}; there is no {', '.join(missing)}"
+            f"{job.source}: there is no {', '.join(missing)}, expected {', '.join(layout.parts)}, of which "
+            f"{layout.name} is made; give a source that has them, or another --to"
         )
     kept = {name: part for name, part in parts.items() if name in layout.parts}
     wrong = sorted({p.family for p in kept.values()} - set(layout.fits)) if layout.fits else []
     if wrong:
         bases = " or ".join(TITLES[base] for base in layout.fits)
-        raise ConversionError(f"{job.source}: it is for the base {wrong[0]}, the layout {layout.name} for {bases}")
+        raise ConversionError(
+            f"{job.source}: it is for the base {wrong[0]}, expected one for {bases}, as the layout {layout.name} is; "
+            "give another --to"
+        )
     _free([path], job.overwrite)
     joined = {f"{name}.{key}": tensor for name, part in kept.items() for key, tensor in part.tensors.items()}
     tensors, _, problems = account(joined, inverted(layout.build(None, False)))
     if problems:
-        raise ConversionError(f"{job.source}: cannot be written as {layout.name}, {listed(problems)}")
+        raise ConversionError(
+            f"{job.source}: cannot be written as {layout.name}, {listed(problems)}\nexpected that layout's tensors: "
+            "give another --to"
+        )
     with _bar(kept, job.dtype, path.name) as bar:
         if path.suffix == ".safetensors":
             files.write(path, tensors, {"format": "pt"}, job.dtype, bar.update)

@@ -19,7 +19,7 @@ from weights_convert.refusals import Refusal, refused
 from weights_convert.rules import ConversionError, convert, inverted
 
 log = logging.getLogger(__name__)
-KNOWN = "give a file in one of these: "  # before the long list of all layouts
+KNOWN = "expected one of these, give such a file: "  # before the long list of all layouts
 
 
 def recognise(
@@ -39,7 +39,10 @@ def recognise(
             log.warning("%s: taken for %s; %s", file, fitting[0].title, fitting[0].note)
         return fitting[0]
     if fitting:
-        raise ConversionError(f"{file}: could be {' or '.join(x.name for x in fitting)}; name the layout")
+        raise ConversionError(
+            f"{file}: could be {' or '.join(x.name for x in fitting)}, expected one; name the layout, as "
+            "`python -m weights_convert convert ... --layout` does"
+        )
     near = sorted((layout for layout in LAYOUTS if layout.near(tensors)), key=lambda x: -x.near(tensors))[:3]
     tried = "".join(f"\n  {layout.name}, but {'; '.join(layout.unmet(tensors))}" for layout in near)
     some = ", ".join(list(tensors)[:3])
@@ -67,7 +70,7 @@ def named(name: str) -> Layout:
     for layout in LAYOUTS:
         if layout.name == name:
             return layout
-    raise ConversionError(f"no layout {name!r}; known are {', '.join(layout.name for layout in LAYOUTS)}")
+    raise ConversionError(f"no layout {name!r}, expected one of {', '.join(layout.name for layout in LAYOUTS)}")
 
 
 @dataclass(frozen=True)

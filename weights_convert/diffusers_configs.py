@@ -28,10 +28,14 @@ FOLDERS = {  # part: (folder, file name without ending)
 START = {True: "CrossAttn", False: ""}
 
 
+class NoSetting(ConversionError):
+    """A network that diffusers cannot describe; the text has no file name, which the caller knows."""
+
+
 def to_json(config: Any, unet: UNetConfig | None = None) -> Json:
     """The config.json of a part's network; `unet` is the base that a motion set belongs to.
 
-    Raises ConversionError for a network that diffusers has no setting for.
+    Raises NoSetting for a network that diffusers has no setting for.
     """
     if isinstance(config, UNetConfig):
         return _unet(config)
@@ -65,17 +69,19 @@ def from_json(values: Mapping[str, Any], where: str) -> Any:
     try:
         return readers[kind](values)
     except KeyError as error:
-        raise ConversionError(f"{where}: a {kind} without the setting {error}; take the config.json again") from error
+        raise ConversionError(f"{where}: a {kind}, expected its setting {error}; take the config.json again") from error
     except (TypeError, ValueError) as error:
-        raise ConversionError(f"{where}: not a {kind} that is supported ({error})") from error
+        raise ConversionError(
+            f"{where}: not a {kind} that is supported ({error}), expected one of Stable Diffusion's; use another file"
+        ) from error
 
 
 def _unet(cfg: UNetConfig) -> Json:
     depths = [max(depth, 1) for depth in cfg.depths]  # a level without attention has a number too, unread
     if cfg.depths[-1] and cfg.depths[-1] != cfg.mid_depth:
-        raise ConversionError(
+        raise NoSetting(
             f"diffusers' UNet has as many transformer blocks in the middle as in the coarsest level, this one "
-            f"{cfg.mid_depth} and {cfg.depths[-1]}; keep it in our own format"
+            f"{cfg.mid_depth} and {cfg.depths[-1]}, expected one number; keep it in our own format, --to own"
         )
     depths[-1] = cfg.mid_depth
     values: Json = {
@@ -141,9 +147,9 @@ def _unet_from(values: Mapping[str, Any]) -> UNetConfig:
 
 def _vae(cfg: VAEConfig) -> Json:
     if cfg.patch != 1:
-        raise ConversionError(
-            f"diffusers' autoencoder does not fold pixels into channels, this one does (patch {cfg.patch}); "
-            "leave it out with --parts"
+        raise NoSetting(
+            f"diffusers' autoencoder does not fold pixels into channels, this one does (patch {cfg.patch}), "
+            "expected none; leave it out with --parts"
         )
     levels = len(cfg.channels)
     return {

@@ -94,7 +94,7 @@ def _torch(found: torch_file.TorchFile) -> Read:
         try:
             content = torch_file.flat_script(content)
         except PickleError as error:
-            raise ConversionError(f"{file}: its pickle holds {error}") from error
+            raise torch_file.in_pickle(file, error) from error
     stored, metadata = unwrap(content, str(file))
     if script:
         metadata["wrapper"] = "TorchScript"
@@ -140,7 +140,7 @@ def unwrap(content: Any, file: str) -> tuple[dict[str, Any], dict[str, str]]:
             ignored.append(str(key))
     if not tensors:
         raise ConversionError(
-            f"{file}: holds no tensors, only {sorted(map(str, content))[:8]}, expected weights; is it the right file?"
+            f"{file}: holds no tensors, only {sorted(map(str, content))[:8]}, expected weights; give the file with them"
         )
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
@@ -252,8 +252,8 @@ def _read_shards(index: Path) -> Read:
     if tensors.keys() != where.keys():
         differing = sorted(tensors.keys() ^ where.keys())[:5]
         raise ConversionError(
-            f"{index}: its shards do not hold the keys that it lists, see {differing}; index and shards are of "
-            "different models, or one is of another download: fetch all of them again"
+            f"{index}: its shards do not hold the keys that it lists, expected these, see {differing}; index and "
+            "shards are of different models, or one is of another download: fetch all of them again"
         )
     size = sum(t.numel() * t.element_size() for t in tensors.values())
     if isinstance(listed, dict) and listed.get("total_size", size) != size:
@@ -297,7 +297,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) ->
     if lost:
         raise ConversionError(
             f"{file}: {len(lost)} tensors hold numbers above {torch.finfo(dtype).max:g}, the largest of "
-            f"{str(dtype).removeprefix('torch.')}: {', '.join(lost[:5])}; use float32 or bfloat16"
+            f"{str(dtype)[6:]}: {', '.join(lost[:5])}; expected smaller ones; use float32 or bfloat16"
         )
     return out
 

@@ -85,9 +85,9 @@ def _json(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConversionError(f"{where}: no valid JSON ({error})") from None
+        raise ConversionError(f"{where}: no valid JSON ({error}), expected an object; take the file anew") from None
     if not isinstance(found, dict):
-        raise ConversionError(f"{where}: expected an object, got {type(found).__name__}")
+        raise ConversionError(f"{where}: expected an object, got {type(found).__name__}; take the file anew")
     return found
 
 
@@ -112,7 +112,7 @@ def lora_of(
     fitting = [(b, parts) for b, parts, problems in readings if not problems]
     if not fitting:
         _, _, problems = min(readings, key=lambda reading: len(reading[2]))
-        raise ConversionError(f"{file}: {_made_for(pairs, base)}, {_listed(problems)}")
+        raise ConversionError(f"{file}: {_made_for(pairs, base)}; give such a one, {_listed(problems)}")
     found, parts = fitting[0]
     name = found.name if len(fitting) == 1 else None
     if parts.keys() == {"motion"} and (name is None or name == "sd15"):
@@ -126,7 +126,9 @@ def _refuse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings
     for pattern, what in UNSUPPORTED.items():
         found = next((key for key in tensors if re.search(pattern, key)), None)
         if found is not None:
-            raise ConversionError(f"{file}: this is {what}, told by {found}; expected LoRA: low-rank pairs alone")
+            raise ConversionError(
+                f"{file}: this is {what}, told by {found}; expected low-rank pairs alone; give a LoRA"
+            )
     saved = dict(settings) | _json(metadata.get(DIFFUSERS_SETTINGS, "{}"), f"{file}: {DIFFUSERS_SETTINGS}")
     for key, start in saved.items():
         if key.rpartition(".")[2] == "init_lora_weights" and start not in PLAIN_STARTS:
@@ -137,14 +139,15 @@ def _refuse(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings
             )
     kind = settings.get("peft_type", "LORA")
     if kind != "LORA":
-        raise ConversionError(f"{file}: {SETTINGS} says peft_type {kind}; expected LORA")
+        raise ConversionError(f"{file}: {SETTINGS} says peft_type {kind}; expected LORA; give a plain LoRA")
     if not is_lora(list(tensors)):
+        expected = "expected pairs of lora_down and lora_up; give a LoRA, and this file with its own flag"
         try:
             what = f"in the layout {detect(tensors, file).name!r}"
         except ConversionError as error:
             told = str(error).removeprefix(f"{file}: ").partition(" are in no known layout")[0]
-            raise ConversionError(f"{file}: holds no LoRA: {told}; expected pairs of lora_down and lora_up") from None
-        raise ConversionError(f"{file}: holds no LoRA, it is {what}; expected pairs of lora_down and lora_up")
+            raise ConversionError(f"{file}: holds no LoRA: {told}; {expected}") from None
+        raise ConversionError(f"{file}: holds no LoRA, it is {what}; {expected}")
 
 
 def _grouped(tensors: Mapping[str, Tensor], file: str) -> tuple[str, dict[str, dict[str, Tensor]]]:
@@ -165,7 +168,7 @@ def _grouped(tensors: Mapping[str, Tensor], file: str) -> tuple[str, dict[str, d
             problems.append(f"{key}: the {role} of {name} is there already")
         named[name][role] = tensor
     if problems:
-        raise ConversionError(f"{file}: {_listed(problems)}")
+        raise ConversionError(f"{file}: {_listed(problems)}\nexpected whole low-rank pairs alone; take the file anew")
     return grammars.most_common(1)[0][0], named
 
 
@@ -185,7 +188,7 @@ def _paired(named: Mapping[str, Mapping[str, Tensor]], alphas: _Alphas, file: st
             continue
         pairs[name] = LoRAPair(down, up, alphas(name, tensors.get("alpha"), down.shape[0]), mid)
     if problems:
-        raise ConversionError(f"{file}: {_listed(problems)}")
+        raise ConversionError(f"{file}: {_listed(problems)}\nexpected whole low-rank pairs alone; take the file anew")
     return pairs
 
 
@@ -200,14 +203,16 @@ class _Alphas:
     def __call__(self, name: str, stored: Tensor | None, rank: int) -> float | None:
         if stored is not None and stored.numel() != 1:
             raise ConversionError(
-                f"{self.file}: the alpha of {name} has shape {tuple(stored.shape)}, expected a number"
+                f"{self.file}: the alpha of {name} has shape {tuple(stored.shape)}, expected a number; take it anew"
             )
         if stored is not None:
             return None if stored.is_meta else float(stored.reshape(()))
         try:
             return self._from_settings(name, rank)
         except (re.error, TypeError, ValueError, AttributeError) as error:
-            raise ConversionError(f"{self.file}: PEFT's settings tell no alpha for {name} ({error})") from None
+            raise ConversionError(
+                f"{self.file}: PEFT's settings tell no alpha for {name} ({error}), expected a number; take them anew"
+            ) from None
 
     def _from_settings(self, name: str, rank: int) -> float | None:
         part, _, inside = name.removeprefix("base_model.model.").partition(".")
@@ -270,7 +275,9 @@ def _own_base(metadata: Mapping[str, str], file: str) -> list[Base]:
             raise ValueError(f"more than {LARGEST} of something")
         return [Base(str(found["name"]), cfg, tuple(found["text"]))]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConversionError(f"{file}: {OWN_BASE} in its metadata is not what was written ({error})") from None
+        raise ConversionError(
+            f"{file}: {OWN_BASE} in its metadata is not what was written ({error}), expected a base; take the file anew"
+        ) from None
 
 
 def _listed(problems: Sequence[str], most: int = 4) -> str:

@@ -20,7 +20,7 @@ class Refusal:
 
     pattern: str
     what: str
-    advice: str = "it is not supported"
+    advice: str
     shape: Shape | None = None
     kind: str = "unsupported"
 
@@ -29,7 +29,7 @@ class Refusal:
         return any(search(key) and fits(tensor.shape, self.shape) for key, tensor in tensors.items())
 
     def __str__(self) -> str:
-        return f"this is {self.what}: {self.advice}"
+        return f"this is {self.what}, expected a format of docs/weights.md: {self.advice}"
 
 
 UNET_START = r"^(model\.diffusion_model\.|unet\.)?"

@@ -312,7 +312,7 @@ def convert(
     """
     out, report, problems = account(tensors, rules)
     if problems:
-        advice = "take the whole file anew; python -m weights_convert check lists everything"
+        advice = "expected every key once: take the whole file anew; python -m weights_convert check lists everything"
         raise ConversionError(f"{file}: not what the layout {layout!r} describes, {listed(problems, 4)}\n{advice}")
     return out, report
 
@@ -375,7 +375,7 @@ def check_shapes(want: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what
     ]
     if missing or problems:
         part = f"it holds {len(want) - len(missing)} of the {len(want)} tensors; " if missing else ""
-        advice = f"{part}give a whole file that was made for this model"
+        advice = f"{part}expected the model's own: give a whole file that was made for this model"
         raise ConversionError(f"{what}: does not fit the model, {listed(missing + problems)}\n{advice}")
 
 

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -49,7 +50,13 @@ def read(mapped: Mapped) -> TorchFile:
             return _read_zip(mapped)
         return _read_legacy(mapped)
     except PickleError as error:
-        raise ConversionError(f"{mapped.path}: its pickle holds {error}") from error
+        raise in_pickle(mapped.path, error) from error
+
+
+def in_pickle(file: str | Path, error: PickleError) -> ConversionError:
+    """The error of a file for one in its pickle, with what to do where the pickle's does not say."""
+    advice = "" if "; " in str(error) else "; the file is damaged or of another tool: download or save it anew"
+    return ConversionError(f"{file}: its pickle holds {error}{advice}")
 
 
 def _read_zip(mapped: Mapped) -> TorchFile:

@@ -35,19 +35,26 @@ def write_lora(
     a layer that the base lacks, and a pair with a middle in another layout than kohya's, which alone has them.
     """
     if layout not in LAYOUTS:
-        raise ConversionError(f"{path}: no LoRA is written in the layout {layout!r}, expected one of {LAYOUTS}")
+        raise ConversionError(
+            f"{path}: no LoRA is written in the layout {layout!r}, expected one of {LAYOUTS}; name one"
+        )
     if not any(parts.values()):
-        raise ConversionError(f"{path}: there is no pair to write")
+        raise ConversionError(f"{path}: there is no pair to write, expected at least one; give some")
     prefixes = kohya_prefixes(base)
     tensors: dict[str, Tensor] = {}
     for part, pairs in parts.items():
         for layer, pair in pairs.items():
             if pair.mid is not None and layout != "kohya":
-                raise ConversionError(f"{path}: {layer} has a middle tensor, which only the layout kohya holds")
+                raise ConversionError(
+                    f"{path}: {layer} has a middle tensor, which only the layout kohya holds; expected pairs: write it "
+                    "in that layout"
+                )
             tensors |= _named(layout, part, layer, pair, prefixes)
             name = _kohya(prefixes, part, layer)
             if resolve(name, base) != (part, layer):
-                raise ConversionError(f"{path}: {base.name} has no layer {part}.{layer}")
+                raise ConversionError(
+                    f"{path}: {base.name} has no layer {part}.{layer}, expected its own; name its base"
+                )
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     metadata[OWN_BASE] = json.dumps({"name": base.name, "unet": asdict(base.unet), "text": base.text})
     if layout != "kohya":

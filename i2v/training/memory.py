@@ -1,91 +1,80 @@
 """How much memory a run needs, before it is started: `python train.py ... --dry-run`.
 
 Nothing is loaded and nothing computed: the networks are those of the preset's configs on PyTorch's fake tensors, which
-have shapes and no memory. Activations are what autograd keeps for the backward pass, storage by storage, of one
-micro-batch; with `--checkpointing` what lies outside of the blocks, the blocks' inputs and the largest block.
-Not counted: the workspace of single operations, the allocator's fragments, CUDA's own, the encoders that run once.
+have shapes and no memory. On them a micro-batch goes forward and back as in a run, with `--checkpointing` too, and what
+lives at the same time is added up: so a change of a network changes the estimate.
+For libraries and what the allocator cannot use again the same is allowed as for videos (i2v/footprint.py). Not counted:
+CUDA's own memory, the encoders that run once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 
 from i2v.config import ConfigError
 from i2v.device import DTYPES
+from i2v.footprint import GROWTH, RETAINED, Tracker
 from i2v.models.ip_adapter import IP_PLUS_SD15, IP_PLUS_SDXL_VIT_H, IPAdapterConfig
+from i2v.models.lora import TrainedLoRA
 from i2v.models.motion import MOTION_SDXL, MOTION_V1, MotionConfig
 from i2v.networks import Networks, networks
 from i2v.presets import PRESETS
-from i2v.training.recompute import BLOCKS
+from i2v.training.networks import lora_patterns
+from i2v.training.recompute import recompute_blocks
 from i2v.training.settings import Training
 from i2v.training.trained import chosen_by
 
-TEXT_TOKENS = 77
+TEXT_TOKENS, IMAGE_PATCHES = 77, 257
 USUAL: dict[str, tuple[MotionConfig, IPAdapterConfig]] = {  # what is loaded beside the base, where no file tells
     "i2v-sd15": (MOTION_V1, IP_PLUS_SD15),
     "i2v-sdxl": (MOTION_SDXL, IP_PLUS_SDXL_VIT_H),
 }
 
 
-@dataclass
-class Kept:
-    """Bytes that autograd keeps: outside of the blocks, and for each block those inside and those of its input."""
-
-    outside: int = 0
-    inside: dict[int, int] = field(default_factory=dict)
-    inputs: dict[int, int] = field(default_factory=dict)
-
-    def total(self, checkpointing: bool) -> int:
-        if checkpointing:
-            return self.outside + sum(self.inputs.values()) + max(self.inside.values(), default=0)
-        return self.outside + sum(self.inside.values())
-
-
 def estimate(cfg: Training) -> dict[str, int]:
     """Bytes by part on one device. Raises ConfigError for a preset without a published base."""
-    if cfg.preset not in USUAL or cfg.lora:
-        what = "--lora" if cfg.lora else f"--preset {cfg.preset}"
-        raise ConfigError(f"--dry-run counts {' and '.join(USUAL)} without --lora; it does not know {what}")
+    if cfg.preset not in USUAL:
+        raise ConfigError(f"--dry-run counts {' and '.join(USUAL)}; it does not know --preset {cfg.preset}")
     preset, (motion, content) = PRESETS[cfg.preset], USUAL[cfg.preset]
     if preset.networks is None:
         raise ConfigError(f"--dry-run: {cfg.preset} has no published base")
-    unet = preset.networks.unet
-    configs: dict[str, Any] = {"unet": unet}
+    configs: dict[str, Any] = {"unet": preset.networks.unet}
     configs |= {"motion": motion} if "motion" in cfg.parts else {}
     configs |= {"image_projection": content, "ip_adapter": None} if "ip_adapter" in cfg.parts else {}
     configs |= {"i2v_adapter": None} if "i2v_adapter" in cfg.parts else {}
     built = networks(configs)
-    names = _named(built)
-    chosen = chosen_by(cfg.train, names)
-    trained_ones = {id(parameter) for parameter in chosen.values()}
-    sizes = {name: parameter.numel() for name, parameter in names.items()}
+    names = named(built)
+    chosen = {} if cfg.lora else chosen_by(cfg.train, names)
+    size = sum(parameter.numel() for parameter in names.values())
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for modules in built.slots.values():
-            for module in (inner for outer in modules.values() for inner in outer.modules()):
-                for key, old in module._parameters.items():
-                    if old is not None and old.is_meta:
-                        own = id(old) in trained_ones
-                        new = torch.empty(old.shape, dtype=torch.float32 if own else counted_as(cfg.dtype))
-                        module._parameters[key] = nn.Parameter(new, requires_grad=own)
-        activations = _activations(cfg, built.slots, preset.networks.vae.factor)
-    trained = 4 * sum(sizes[name] for name in chosen)
-    frozen = DTYPES[cfg.dtype].itemsize * sum(size for name, size in sizes.items() if name not in chosen)
+        trained = filled(built, {id(parameter) for parameter in chosen.values()}, cfg.dtype)
+        lora = None
+        if cfg.lora:
+            added = [part for part in cfg.parts if part != "none"]
+            patterns = lora_patterns(built.unet, cfg.train, added)
+            try:
+                lora = TrainedLoRA(built.unet, patterns, cfg.lora, torch.Generator())
+            except ValueError as error:
+                raise ConfigError(f"--lora: {error}") from None
+            trained = list(lora.parameters.values())
+        if cfg.checkpointing:
+            recompute_blocks(built.unet)
+        work = held_in_a_step(cfg, built, lora, trained, preset.networks.vae.factor)
+    learnt = 4 * sum(parameter.numel() for parameter in trained)
     moments = 1 if cfg.optimizer == "muon" else 2
     return {
-        "frozen weights": frozen,
-        "trained weights (float32)": trained,
-        "their gradients": trained,
-        f"optimizer ({cfg.optimizer})": moments * trained,
-        "moving average": trained,
-        "activations": activations.total(cfg.checkpointing),
+        "frozen weights": DTYPES[cfg.dtype].itemsize * (size - (0 if lora else learnt // 4)),
+        "trained weights (float32)": learnt,
+        "their gradients": learnt,
+        f"optimizer ({cfg.optimizer})": moments * learnt,
+        "moving average": learnt,
+        "activations": work,
+        "libraries, allocator (allowance)": round(GROWTH + RETAINED * work),
     }
 
 
@@ -94,7 +83,7 @@ def counted_as(dtype: str) -> torch.dtype:
     return torch.float16 if dtype == "bfloat16" else DTYPES[dtype]
 
 
-def _named(built: Networks) -> dict[str, nn.Parameter]:
+def named(built: Networks) -> dict[str, nn.Parameter]:
     """Parameters by the names that `--train` knows."""
     named: dict[str, nn.Parameter] = {}
     for part, modules in built.slots.items():
@@ -105,68 +94,47 @@ def _named(built: Networks) -> dict[str, nn.Parameter]:
     return named
 
 
-def _activations(cfg: Training, slots: Mapping[str, Mapping[str, nn.Module]], factor: int) -> Kept:
-    """Of one micro-batch's forward pass."""
-    clips, frames = cfg.micro_batch or cfg.batch, cfg.num_frames
-    unet: Any = slots["unet"][""]
-    config, dtype = unet.cfg, counted_as(cfg.dtype)
-    parameters = {p.untyped_storage()._cdata for p in unet.parameters()}
-    latents = torch.zeros(clips * frames, config.latent_channels, cfg.height // factor, cfg.width // factor)
-    context = torch.zeros(clips, TEXT_TOKENS, config.context_dim, dtype=dtype)
-    told: dict[str, Tensor] = {}
-    if config.pooled_dim:
-        told |= {"pooled": torch.zeros(clips, config.pooled_dim, dtype=dtype),
-                 "size_ids": torch.zeros(clips, config.size_numbers)}  # fmt: skip
-    with _counting(unet, parameters) as kept, torch.autocast("cpu", dtype, enabled=cfg.dtype != "float32"):
-        if "image_projection" in slots:
-            projection = slots["image_projection"][""]
-            width = next(p for n, p in projection.named_parameters() if n.endswith(("proj_in.weight", "proj.weight")))
-            seen = torch.zeros(clips, 257, width.shape[1], dtype=width.dtype)
-            told["image_tokens"] = projection(seen)
-        timesteps = torch.zeros(clips, dtype=torch.long)
-        out = unet(latents.to(dtype), timesteps, context, num_frames=frames, **told)
-        loss = (out.float() - torch.zeros_like(latents)).square().mean()
-        del out, loss
-    return kept
+def filled(built: Networks, chosen: set[int], dtype: str) -> list[nn.Parameter]:
+    """Fake tensors in place of those on the meta device; the trained ones, of these ids, are returned."""
+    trained = []
+    modules = (inner for slot in built.slots.values() for outer in slot.values() for inner in outer.modules())
+    for module in modules:
+        for key, old in module._parameters.items():
+            if old is None or not old.is_meta:
+                continue
+            own = id(old) in chosen
+            new = torch.empty(old.shape, dtype=torch.float32 if own else counted_as(dtype))
+            module._parameters[key] = made = nn.Parameter(new, requires_grad=own)
+            trained += [made] if own else []
+    return trained
 
 
-@contextmanager
-def _counting(unet: nn.Module, without: set[int]) -> Iterator[Kept]:
-    """Counts what is saved for the backward pass while the context lasts, every storage once, weights left out."""
-    kept, seen = Kept(), set(without)
-    where: list[int] = []  # blocks that are being computed
-    alive: list[torch.UntypedStorage] = []
-
-    def size(tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()
-        if storage._cdata in seen:
-            return 0
-        seen.add(storage._cdata)
-        alive.append(storage)  # so that no other storage gets the same address
-        return storage.nbytes()
-
-    def pack(tensor: Tensor) -> Tensor:
-        if where:
-            kept.inside[where[-1]] = kept.inside.get(where[-1], 0) + size(tensor)
-        else:
-            kept.outside += size(tensor)
-        return tensor
-
-    def enter(block: nn.Module, inputs: tuple[Any, ...]) -> None:
-        where.append(id(block))
-        kept.inputs[id(block)] = inputs[0].numel() * inputs[0].element_size()
-
-    def leave(*_: object) -> None:
-        where.pop()
-
-    blocks = [module for module in unet.modules() if isinstance(module, BLOCKS)]
-    hooks = [b.register_forward_pre_hook(enter) for b in blocks] + [b.register_forward_hook(leave) for b in blocks]
-    try:
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
+def held_in_a_step(
+    cfg: Training, built: Networks, lora: TrainedLoRA | None, trained: list[nn.Parameter], factor: int
+) -> int:
+    """The most that one micro-batch holds on its way forward and back, beside weights and their gradients; bytes."""
+    clips, frames, dtype = cfg.micro_batch or cfg.batch, cfg.num_frames, counted_as(cfg.dtype)
+    unet = built.unet.cfg
+    for parameter in trained:  # from the micro-batch before
+        parameter.grad = torch.zeros_like(parameter)
+    tracker = Tracker()
+    with tracker:
+        latents = torch.zeros(clips * frames, unet.latent_channels, cfg.height // factor, cfg.width // factor)
+        told: dict[str, Tensor] = {}
+        if unet.pooled_dim:
+            told |= {"pooled": torch.zeros(clips, unet.pooled_dim, dtype=dtype),
+                     "size_ids": torch.zeros(clips, unet.size_numbers)}  # fmt: skip
+        with torch.autocast("cpu", dtype, enabled=cfg.dtype != "float32"):
+            if "image_projection" in built.slots:
+                projection, width = built.slots["image_projection"][""], USUAL[cfg.preset][1].image_dim
+                told["image_tokens"] = projection(torch.zeros(clips, IMAGE_PATCHES, width, dtype=dtype))
+            context = torch.zeros(clips, TEXT_TOKENS, unet.context_dim, dtype=dtype)
+            timesteps = torch.zeros(clips, dtype=torch.long)
+            out = (lora or built.unet)(latents.to(dtype), timesteps, context, num_frames=frames, **told)
+        loss = (out.float() - latents).square().mean()
+        del out
+        loss.backward()
+    return tracker.peak
 
 
 def table(cfg: Training, bytes_of: Callable[[Training], Mapping[str, int]] = estimate) -> str:
@@ -178,5 +146,5 @@ def table(cfg: Training, bytes_of: Callable[[Training], Mapping[str, int]] = est
         f"{cfg.preset}, {clips} clip(s) of {cfg.num_frames} frames {cfg.width}x{cfg.height} at once, {cfg.dtype}{again}"
     ]
     rows = [*parts.items(), ("together", sum(parts.values()))]
-    lines += [f"  {name:28} {value / 1e9:8.2f} GB" for name, value in rows]
+    lines += [f"  {name:32} {value / 1e9:8.2f} GB" for name, value in rows]
     return "\n".join(lines)

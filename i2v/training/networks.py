@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -117,22 +117,10 @@ class Networks:
         Returns their A and B as "lora.<key>". From then on `predict` uses them, all else is frozen.
         Raises ConfigError for a pattern of another part or without a layer.
         """
-        part = patterns[0].split(".")[0]
-        if part not in ("unet", "motion") or (part == "motion" and "motion" not in self.added):
-            advice = "must begin with unet. or, with --parts motion, motion."
-            raise ConfigError(f"--lora changes the UNet or its motion modules; --train {patterns[0]!r} {advice}")
-        if elsewhere := [p for p in patterns if not p.startswith(f"{part}.")]:
-            raise ConfigError(f"--lora changes one part; --train {elsewhere[0]!r} must begin with {part}. too")
-        if part == "unet" and self.added:
-            raise ConfigError(f"--lora changes the image UNet alone; give --parts none, not {', '.join(self.added)}")
+        inside = lora_patterns(self.unet, patterns, self.added)
         for parameter in self.named_parameters().values():
             parameter.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
-        inside = [p.removeprefix(f"{part}.") for p in patterns]
-        if part == "motion":  # its layers lie among the UNet's
-            own = [path for path in layers_of(self.unet) if ".motion_modules." in path]
-            found = [fnmatch.filter(own, pattern) for pattern in inside]
-            inside = [path for pattern, paths in zip(inside, found) for path in paths or [f"motion.{pattern}"]]
         try:
             self.lora = TrainedLoRA(self.unet, inside, rank, generator)
         except ValueError as error:
@@ -309,6 +297,27 @@ class Networks:
             source = self.init / file
             if source.is_file() and folder.resolve() != self.init.resolve():
                 shutil.copyfile(source, folder / file)
+
+
+def lora_patterns(unet: nn.Module, patterns: Sequence[str], added: Collection[str]) -> list[str]:
+    """`--train` with `--lora`, "unet.*attn1.to_q" or "motion.*to_q", as patterns of layers in the UNet.
+
+    added: the parts in it. Raises ConfigError for patterns of other parts, or of several.
+    """
+    part = patterns[0].split(".")[0]
+    if part not in ("unet", "motion") or (part == "motion" and "motion" not in added):
+        advice = "must begin with unet. or, with --parts motion, motion."
+        raise ConfigError(f"--lora changes the UNet or its motion modules; --train {patterns[0]!r} {advice}")
+    if elsewhere := [p for p in patterns if not p.startswith(f"{part}.")]:
+        raise ConfigError(f"--lora changes one part; --train {elsewhere[0]!r} must begin with {part}. too")
+    if part == "unet" and added:
+        raise ConfigError(f"--lora changes the image UNet alone; give --parts none, not {', '.join(added)}")
+    inside = [p.removeprefix(f"{part}.") for p in patterns]
+    if part == "unet":
+        return inside
+    own = [path for path in layers_of(unet) if ".motion_modules." in path]  # they lie among the UNet's
+    found = [fnmatch.filter(own, pattern) for pattern in inside]
+    return [path for pattern, paths in zip(inside, found) for path in paths or [f"motion.{pattern}"]]
 
 
 def changed_schedule(schedule: Schedule, prediction: Prediction | None, zero_snr: bool) -> Schedule:

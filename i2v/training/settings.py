@@ -118,10 +118,6 @@ class Training:
             raise ConfigError(f"--new {unknown[0]}: expected some of --parts, {', '.join(self.parts)}")
         if self.data is not None and "controlnet" in self.parts:
             raise ConfigError("--parts controlnet learns from the world's edges; --data is not supported for it")
-        if self.checkpointing and self.lora:
-            raise ConfigError(
-                "--checkpointing with --lora: not both, the layers' changed weights last one forward pass"
-            )
 
 
 def allowed_changes(cfg: Training) -> set[str]:

@@ -1,23 +1,29 @@
-"""What is measured while training goes on: the loss at fixed timesteps and noise, and videos of fixed pictures."""
+"""What is measured during training: the loss at fixed timesteps and noise; videos of fixed captions and seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from i2v import noise
 from i2v.data.world import WORLDS, WorldConfig
 from i2v.device import DTYPES
+from i2v.diffusion.guidance import Condition, guide
+from i2v.diffusion.samplers import SAMPLERS
+from i2v.presets import PRESETS
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import RunClips
-from i2v.training.networks import Networks
+from i2v.training.networks import Conditions, Networks
 from i2v.training.settings import Training
 from i2v.video import write_video
 
 TIMESTEPS = (200, 400, 600, 800, 950)
 MOST = 32  # clips that the loss is measured on
+STEPS = 25  # of the sampler, for videos from noise
 LossOf = Callable[[Training, Networks, Batch], Tensor]
 
 
@@ -74,36 +80,77 @@ def make_videos(
     cfg: Training, networks: Networks, data: Batches, values: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter],
     step: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Videos of the first held-out pictures under their captions, by the moving average `values`, as sample.py makes
-    them, in `--out`/clips; the seeds are the same each time.
+    """Videos under the captions of the first held-out clips, by the moving average `values`, in `--out`/clips; the
+    seeds are the same each time. Networks that sample.py can run make them of the clips' pictures, as it does; others
+    from noise, a single picture where they learn from single pictures.
 
-    Returns `nearer`, the squared error of the frames 2..l against the true clip, as a share of the error of repeating
-    frame 1: below 1 the video is nearer to the truth than the still picture. Nothing for networks that sample.py cannot
-    run yet.
+    Returns, for videos of pictures, `nearer`: the squared error of the frames 2..l against the true clip, as a share of
+    the error of repeating frame 1; below 1 the video is nearer to the truth than the still picture.
     """
     count = min(cfg.clips_made, len(data.data))
-    if not count or cfg.num_frames == 1 or not networks.can_sample:
+    if not count or networks.controlnet is not None:  # a ControlNet's pictures are made by sample.py
         return {}
-    shares = []
+    make = _of_pictures if networks.can_sample and cfg.num_frames > 1 else _from_noise
     kept = {name: parameter.detach().clone() for name, parameter in trained.items()}
     try:
         for name, parameter in trained.items():
             parameter.copy_(values[name])
-        with networks.pipeline() as pipe:
-            for number in range(count):
-                true = data.latents_of(number)[None].to(networks.device)
-                caption = data.data.captions[number]
-                picture = data.data.first_frame(number)
-                with torch.autocast(networks.device.type, DTYPES[cfg.dtype], enabled=cfg.dtype != "float32"):
-                    result = pipe(picture, caption, seed=number, num_frames=cfg.num_frames, height=picture.shape[0],
-                                  width=picture.shape[1], guidance_scale=cfg.guidance_scale)  # fmt: skip
-                    truth = pipe.decode(true)
-                    made = torch.from_numpy(result.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-                write_video(cfg.out / "clips" / f"step-{step:06d}-{number}.webp", result.frames, result.fps,
-                            result.settings | {"step": step}, overwrite=True)  # fmt: skip
-                still = (truth[1:] - truth[:1]).square().mean()
-                shares.append(float((truth[1:] - made[1:]).square().mean() / still.clamp(min=1e-6)))
+        return make(cfg, networks, data, count, step)
     finally:
         for name, parameter in trained.items():
             parameter.copy_(kept[name])
+
+
+def _of_pictures(cfg: Training, networks: Networks, data: Batches, count: int, step: int) -> dict[str, float]:
+    shares = []
+    with networks.pipeline() as pipe:
+        for number in range(count):
+            true = data.latents_of(number)[None].to(networks.device)
+            caption = data.data.captions[number]
+            picture = data.data.first_frame(number)
+            with _autocast(cfg, networks):
+                result = pipe(picture, caption, seed=number, num_frames=cfg.num_frames, height=picture.shape[0],
+                              width=picture.shape[1], guidance_scale=cfg.guidance_scale)  # fmt: skip
+                truth = pipe.decode(true)
+                made = torch.from_numpy(result.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+            write_video(_file(cfg, step, number), result.frames, result.fps, result.settings | {"step": step},
+                        overwrite=True)  # fmt: skip
+            still = (truth[1:] - truth[:1]).square().mean()
+            shares.append(float((truth[1:] - made[1:]).square().mean() / still.clamp(min=1e-6)))
     return {"nearer": sum(shares) / len(shares)}
+
+
+def _from_noise(cfg: Training, networks: Networks, data: Batches, count: int, step: int) -> dict[str, float]:
+    """Under the caption and, where a Content-Adapter is among the networks, the picture that it sees."""
+    preset, schedule, frames = PRESETS[cfg.preset], networks.schedule, cfg.num_frames
+    scale = preset.guidance_scale if cfg.guidance_scale is None else cfg.guidance_scale
+    home = next(networks.vae.parameters()).device  # on a GPU the autoencoder rests on the CPU
+
+    def predict(x: Tensor, t: int, told: Conditions) -> Tensor:
+        timesteps = torch.full((1,), t, device=networks.device)
+        return networks.predict(x.flatten(0, 1), timesteps, told, frames)[None].float()
+
+    for number in range(count):
+        caption, shape = data.data.captions[number], tuple(data.latents_of(number).shape[1:])
+        with _autocast(cfg, networks):
+            seen = [None, None] if data.features is None else [data.features[[row]].to(networks.device)
+                                                               for row in (-1, number)]  # fmt: skip
+            told = [networks.condition([words], row) for words, row in zip(("", caption), seen)]
+            model = guide(predict, [Condition("negative", told[0]), Condition("positive", told[1], scale)])
+            start = noise.normal(number, "start", range(frames), 0, shape)[None].to(networks.device)
+            latents = SAMPLERS["ddim"](model, start, schedule, schedule.timesteps(STEPS))[0]
+            networks.vae.to(networks.device)
+            pixels = torch.cat([networks.vae.decode(one) for one in latents.split(1)]).float().clamp(-1, 1).cpu()
+            networks.vae.to(home)
+        made = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        told_in_file = {"prompt": caption, "seed": number, "steps": STEPS, "guidance_scale": scale, "step": step}
+        write_video(_file(cfg, step, number), made, cfg.fps or preset.fps, told_in_file, overwrite=True)
+    return {}
+
+
+def _autocast(cfg: Training, networks: Networks) -> torch.autocast:
+    return torch.autocast(networks.device.type, DTYPES[cfg.dtype], enabled=cfg.dtype != "float32")
+
+
+def _file(cfg: Training, step: int, number: int) -> Path:
+    return cfg.out / "clips" / f"step-{step:06d}-{number}.webp"

@@ -15,7 +15,8 @@ import train
 from i2v.config import ConfigError, from_dict, read
 from i2v.load import load
 from i2v.presets import PRESETS
-from i2v.training import checkpoint
+from i2v.training import checkpoint, validation
+from i2v.video import read_settings, read_video
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +95,23 @@ def test_a_new_adapter_from_the_files_to_sample_py(
     ],
 )
 def test_other_presets(
-    models: dict[str, Path], clips: Path, tmp_path: Path, root: Path, config: str, files: list[str]
-) -> None:
-    """Motion modules, a LoRA of them and one of the image UNet: trained by their config files, loaded by sample.py."""
+    models: dict[str, Path], clips: Path, tmp_path: Path, root: Path, config: str, files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Motion modules, a LoRA of them and one of the image UNet: trained by their config files, shown as they learn,
+    loaded by sample.py."""
+    monkeypatch.setattr(validation, "STEPS", 2)
     given = read(root / "configs" / f"{config}.json")
     kept = {name: given[name] for name in ("parts", "train", "clean_first", "drop_image", "num_frames")}
     rank = {"lora": 2} if "lora" in given else {}
     frames = {"num_frames": min(given["num_frames"], 4)}
     changed = {name: tuple(value) if isinstance(value, list) else value for name, value in {**kept, **frames}.items()}
-    folder = run(settings(models, clips, tmp_path, **changed, **rank, ema=0.0, lr=0.5, validate_every=100))
+    more = {"ema": 0.0, "lr": 0.5, "validate_every": 1, "clips_made": 1, "guidance_scale": 2.0}
+    folder = run(settings(models, clips, tmp_path, **changed, **rank, **more))
     assert sorted(p.name for p in folder.iterdir()) == files
+    shown = [read_video(tmp_path / "clips" / f"step-00000{step}-0.webp") for step in (1, 2)]
+    assert shown[0].shape == (frames["num_frames"], 32, 64, 3) and (shown[0] != shown[1]).any()
+    assert read_settings(tmp_path / "clips" / "step-000002-0.webp")["prompt"].startswith("clip number")
     flag = {"motion.safetensors": "motion", "lora.safetensors": "motion_lora" if "motion" in config else "lora"}
     picture = planted.moving(0, 1)[0]
     videos = [

@@ -12,6 +12,7 @@ from torch import Tensor
 from toy_training import Toy, same, weights
 
 import train
+from i2v import noise
 from i2v.training import checkpoint
 from i2v.training.batches import Batches
 from i2v.training.recompute import BLOCKS, recompute_blocks
@@ -43,6 +44,28 @@ def test_gradients_with_checkpointing_are_those_without(toy: Toy) -> None:
     (plain, once), (again, twice) = gradients(toy, False), gradients(toy, True)
     assert twice > 1.5 * once and len(plain) > 50 and same(plain, again)
     assert all(value.any() for name, value in plain.items() if name.startswith(("i2v_adapter.", "motion.")))
+
+
+@pytest.mark.parametrize("part", ["unet", "motion"])
+def test_a_lora_s_gradients_with_checkpointing_are_those_without(toy: Toy, part: str) -> None:
+    """The changed weights are there when a block is computed again, and gone afterwards."""
+    parts = ("none",) if part == "unet" else ("motion",)
+    cfg = toy.config(train=(f"{part}.*attn?.to_*",) if part == "unet" else ("motion.*to_*",), parts=parts, lora=2)
+    data = (networks := toy.build(cfg)).encoded_world(cfg.cache, cfg.world, "train", cfg.clips)
+    batch, found = Batches(cfg, data, networks).draw(0, 4), []
+    for again in (False, True):
+        networks = toy.build(cfg)
+        trained = train.trained_tensors(cfg, networks)
+        with torch.no_grad():
+            for number, value in enumerate(trained.values()):
+                value.add_(noise.normal(number, "lora", [0], 0, tuple(value.shape))[0])
+        before = {k: v.clone() for k, v in networks.unet.state_dict().items()}
+        if again:
+            recompute_blocks(networks.unet)
+        train.loss_of(cfg, networks, batch).mean().backward()
+        found.append({k: p.grad for k, p in trained.items() if p.grad is not None})
+        assert same(dict(networks.unet.state_dict()), before)
+    assert len(found[0]) == len(trained) and all(value.any() for value in found[0].values()) and same(*found)
 
 
 def test_a_batch_in_parts_is_the_whole_batch(toy: Toy) -> None:

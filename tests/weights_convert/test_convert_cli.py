@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from teaching import teaches
 
 from bench.manifests import manifests, write_sparse
 from weights_convert import __main__ as cli
@@ -34,7 +36,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.setattr(sys, "argv", ["weights_convert", *map(str, argv)])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    text = capsys.readouterr().err
+    text = re.sub(r"\r[^\n]*\n?", "", capsys.readouterr().err)  # a slow machine shows a bar first
     assert stop.value.code == 2 and text.count("\n") == 1 and "Traceback" not in text
     return text
 
@@ -85,6 +87,7 @@ def test_what_has_no_network_here_is_not_written_as_ours(tmp_path: Path) -> None
         with pytest.raises(ConversionError, match=told):
             run(["convert", str(path), str(tmp_path / to), "--to", to, "--for", "sd15"])
         assert not (tmp_path / to).exists()
+
 
 def test_inspect_a_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = published(tmp_path, "lora_kohya_sd15")
@@ -148,16 +151,18 @@ def test_mistakes_are_one_line(
         ("inspect", tmp_path / "page.safetensors"): ["page.safetensors", "web page", "download"],
         ("convert", vae, tmp_path / "o", "--to", "own"): ["does not say which base", "--for sd15 or sdxl"],
         ("convert", module, tmp_path / "o", "--to", "own", "--for", "sdxl"): ["made for Stable Diffusion 1.5"],
-        ("convert", module, tmp_path / "o", "--to", "own", "--parts", "vae"): ["no part vae", "it has i2v_adapter"],
+        ("convert", module, tmp_path / "o", "--to", "own", "--parts", "vae"): ["no part vae", "expected i2v_adapter"],
         ("convert", module, tmp_path / "o.txt", "--to", "i2v-module"): ["o.txt", ".safetensors, .pth"],
-        ("convert", module, tmp_path / "o.safetensors", "--to", "own"): ["name a folder"],
-        ("convert", module, tmp_path / "o.pth", "--to", "animatediff-v1"): ["made of motion", "there is no motion"],
+        ("convert", module, tmp_path / "o.safetensors", "--to", "own"): ["expected a folder", "name one"],
+        ("convert", module, tmp_path / "o.pth", "--to", "animatediff-v1"): ["there is no motion", "expected motion"],
         ("convert", module, tmp_path / "d", "--to", "diffusers"): ["diffusers has no place"],
         ("convert", TINY, tmp_path / "d", "--to", "diffusers"): ["patch 4", "--parts"],
         ("convert", TINY, tmp_path / "o.pth", "--to", "i2v-module"): ["base tiny"],
     }.items():
         line = refused(monkeypatch, capsys, *argv)
         assert all(word in line for word in words), (argv, line)
+        if "--to" in argv and "did you mean" not in words[0]:
+            teaches(line, str(argv[1]) if str(argv[1]) in line else str(argv[2]))
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".anything", ".anything", ".safetensors"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from teaching import refused
 
 from weights_convert import files
 from weights_convert.rules import ConversionError
@@ -27,13 +28,6 @@ TENSORS = {
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
-
-
-def refused(path: Path, *says: str) -> None:
-    with pytest.raises(ConversionError) as caught:
-        files.read(path)
-    for word in (path.name, *says):
-        assert word in str(caught.value), str(caught.value)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -16,23 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from teaching import refused
 from torch import nn
 
 from weights_convert import files
-from weights_convert.rules import ConversionError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5, -2.0], dtype=torch.float16)}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
-
-
-def refused(path: Path, *says: str) -> None:
-    with pytest.raises(ConversionError) as caught:
-        files.read(path)
-    for word in (path.name, "expected", *says):
-        assert word in str(caught.value), str(caught.value)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
 from i2v.models.lora import LoRAPair, TrainedLoRA, layers_of
 from i2v.models.motion import MotionConfig, add_motion_modules
 from i2v.models.unet import UNet, UNetConfig
+from weights_convert.detect import to_parts, to_published
 from weights_convert.layouts.lora import Base
 from weights_convert.rules import ConversionError
 from weights_convert.write_lora import LAYOUTS, write_lora
@@ -101,7 +102,7 @@ def test_nothing_is_merged_where_a_part_cannot_be(modules: dict[str, nn.Module],
 
     v2 = {"mid_block.motion_modules.0.proj_in": LoRAPair(torch.zeros(2, 48), torch.zeros(48, 2))}
     path = write_lora(tmp_path / "x.safetensors", {"motion": v2}, BASE)
-    said = r"x.safetensors: 1 of 1 changes do not fit the motion, first mid_block.*modules of version 2"
+    said = r"x.safetensors: 1 of 1 changes do not fit the motion, expected .* first mid_block.*modules of version 2"
     with pytest.raises(ConversionError, match=said):
         merge({"motion": modules["motion"]}, path)
 
@@ -122,6 +123,36 @@ def test_a_published_lora_on_a_small_model(modules: dict[str, nn.Module], tmp_pa
         merge(modules, path)
     path = saved(tmp_path / "x.safetensors", pair(f"lora_te_{FLAT_TEXT}v_proj", 24, 24))
     assert merge({"text_encoder": modules["text_encoder"]}, path).count == {"text_encoder": 1}
+
+
+def test_a_second_text_encoder_whose_file_holds_one_matrix_for_q_k_v(tmp_path: Path) -> None:
+    """Read from OpenCLIP's names, where they are one in_proj, changed by a LoRA, written back: its rows alone move."""
+    width = 1280
+    cfg = CLIPTextConfig(20, width, 64, 1, 20, 8, "gelu", 19, width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        original = CLIPTextModel(cfg)
+    before = to_published({"text_encoder_2": original.state_dict()}, "openclip-text-bigg")
+    encoder = CLIPTextModel(cfg)
+    encoder.load_state_dict(to_parts(before, "clip.safetensors", "openclip-text-bigg").tensors["text_encoder_2"])
+    changes: dict[str, tuple[Tensor, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
+    for n, leaf in enumerate(("q_proj", "v_proj")):
+        draw = torch.Generator().manual_seed(n)
+        down, up = (torch.randn(shape, generator=draw) for shape in ((2, width), (width, 2)))
+        name = f"lora_te2_text_model_encoder_layers_0_self_attn_{leaf}"
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+        changes[leaf] = (down, up)
+    merged = merge({"text_encoder_2": encoder}, saved(tmp_path / "x.safetensors", tensors), 0.5)
+    after = to_published({"text_encoder_2": encoder.state_dict()}, "openclip-text-bigg")
+    fused = "transformer.resblocks.0.attn.in_proj_weight"
+    q, k, v = after[fused].sub(before[fused]).split(width)
+    for moved, (down, up) in ((q, changes["q_proj"]), (v, changes["v_proj"])):
+        torch.testing.assert_close(moved, 0.5 * (up @ down), rtol=1e-4, atol=1e-5)
+    assert not k.any() and all(torch.equal(after[key], before[key]) for key in before if key != fused)
+    merged.remove()
+    again = to_published({"text_encoder_2": encoder.state_dict()}, "openclip-text-bigg")
+    assert torch.equal(again[fused], before[fused])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

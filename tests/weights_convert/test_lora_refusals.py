@@ -18,6 +18,7 @@ from lora_files import (
     sparse,
     written,
 )
+from teaching import teaches
 from torch import Tensor
 
 from weights_convert import files
@@ -35,6 +36,7 @@ def test_half_a_pair(name: str, manifest: Callable[[str], dict[str, Any]], tmp_p
         with pytest.raises(ConversionError, match=r"x.safetensors: 1 problem:\n.*lacks (up|down)") as caught:
             read_lora(sparse(tmp_path / "x.safetensors", rest))
         assert str(caught.value).count("lacks") == 1
+        teaches(str(caught.value), "x.safetensors")
     with pytest.raises(ConversionError, match=r"stray.weight \(4,\): belongs to no low-rank pair"):
         read_lora(sparse(tmp_path / "x.safetensors", {**tensors, "stray.weight": {"shape": [4], "dtype": "float32"}}))
 
@@ -67,7 +69,8 @@ def test_other_kinds_are_named(key: str, tmp_path: Path) -> None:
     tensors, _ = files.read(written(tmp_path / "x.safetensors", *GRAMMARS["kohya"]))
     with pytest.raises(ConversionError) as caught:
         read_lora(saved(tmp_path / "y.safetensors", {**tensors, key: torch.zeros(2, 2)}), SMALL)
-    assert KINDS[key] in str(caught.value) and "y.safetensors" in str(caught.value) and key in str(caught.value)
+    teaches(str(caught.value), "y.safetensors")
+    assert KINDS[key] in str(caught.value) and key in str(caught.value)
 
 
 def pair(name: str, out: int, inputs: int) -> dict[str, Tensor]:
@@ -90,6 +93,7 @@ def pair(name: str, out: int, inputs: int) -> dict[str, Tensor]:
 def test_another_base(tensors: dict[str, Tensor], base: Base | None, told: str, tmp_path: Path) -> None:
     with pytest.raises(ConversionError) as caught:
         read_lora(saved(tmp_path / "x.safetensors", tensors), base)
+    teaches(str(caught.value), "x.safetensors")
     assert told in str(caught.value) and "x.safetensors: this" in str(caught.value)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from teaching import teaches
 from torch import Tensor
 
 from weights_convert.detect import Parts, read_parts, to_parts
@@ -34,7 +35,8 @@ def meta(*shape: int) -> Tensor:
 def refused(tensors: dict[str, Tensor], *says: str, layout: str | None = None) -> None:
     with pytest.raises(ConversionError) as caught:
         to_parts(tensors, "file-y.ckpt", layout)
-    for word in ("file-y.ckpt", *says):
+    teaches(str(caught.value), "file-y.ckpt")
+    for word in says:
         assert word in str(caught.value), str(caught.value)
 
 
@@ -242,7 +244,7 @@ def test_lacking_keys(name: str, lacks: str, manifest: Manifest) -> None:
     if lacks in ("half of the UNet", "half a VAE") or signs:
         refused(rest, "claimed 0 keys, expected 2", "take the whole file anew")
     elif lacks != "a layer of CLIP":
-        refused(rest, "in no known layout", "give a file in one of these")
+        refused(rest, "in no known layout", "expected one of these")
     if lacks != "a layer of CLIP":
         return
     parts = to_parts(rest, "x")
