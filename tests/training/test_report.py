@@ -72,27 +72,26 @@ def test_tensorboard_and_wandb_get_the_log_where_they_are_installed(
     assert told.count(first) == 2  # the same run there
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_is_counted_without_memory_is_what_a_step_holds(
-    monkeypatch: pytest.MonkeyPatch, checkpointing: bool
-) -> None:
-    """The same count over the real step, whose tensors are made and computed."""
+def test_what_is_counted_without_memory_is_what_a_step_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same count over the real step, whose tensors are made and computed: with blocks computed again, which halves
+    it, and without."""
     small_published.use(monkeypatch)
     small = small_published.SD15
     monkeypatch.setitem(memory.USUAL, "i2v-sd15", (small.motion, small.content))
     cfg = Training(preset="i2v-sd15", height=64, width=64, num_frames=2, batch=2, dtype="float32", dry_run=True,
-                   checkpointing=checkpointing)  # fmt: skip
+                   checkpointing=True)  # fmt: skip
     built = networks(small.configs())
     chosen = chosen_by(cfg.train, memory.named(built))
     trained = memory.filled(built, {id(parameter) for parameter in chosen.values()}, cfg.dtype)
-    if checkpointing:
-        recompute_blocks(built.unet)
-    real = memory.held_in_a_step(cfg, built, None, trained, small.vae.factor)
-    assert memory.estimate(cfg)["activations"] == pytest.approx(real, rel=0.02)
+    plain = memory.held_in_a_step(cfg, built, None, trained, small.vae.factor)
+    recompute_blocks(built.unet)
+    again = memory.held_in_a_step(cfg, built, None, trained, small.vae.factor)
+    assert again < 0.6 * plain
+    assert memory.estimate(cfg)["activations"] == pytest.approx(again, rel=0.02)
 
 
 def test_a_dry_run_counts_what_is_known(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What does not depend on the clips exactly; a clip more costs its activations, blocks computed again few."""
+    """What does not depend on the clips exactly; for a LoRA too."""
     small_published.use(monkeypatch)
     small = small_published.SD15
     monkeypatch.setitem(memory.USUAL, "i2v-sd15", (small.motion, small.content))
@@ -106,11 +105,9 @@ def test_a_dry_run_counts_what_is_known(monkeypatch: pytest.MonkeyPatch, capsys:
     def counted(**changed: Any) -> dict[str, int]:
         return memory.estimate(Training(**settings, **changed))
 
-    one, again, two = counted(), counted(checkpointing=True), counted(micro_batch=2)
+    one = counted()
     assert one["trained weights (float32)"] == one["their gradients"] == one["moving average"] == 4 * adapter
     assert one["optimizer (adamw)"] == 8 * adapter and one["frozen weights"] == 4 * others
-    assert 1.7 < two["activations"] / one["activations"] < 2.05
-    assert again["activations"] < 0.6 * one["activations"]
     lora = counted(parts=("motion",), train=("motion.*to_q",), lora=4)
     motion = sum(value.numel() for value in built.shapes("motion").values())
     assert 0 < lora["trained weights (float32)"] < 4 * 0.1 * motion
