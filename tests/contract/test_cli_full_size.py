@@ -89,6 +89,19 @@ def test_motion_modules_of_another_base_are_refused(
     assert "mm.ckpt (animatediff-sdxl) goes with sdxl" in capsys.readouterr().out
 
 
+def test_an_ip_adapter_without_patches_needs_its_encoder_too(
+    folder: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the picture's embedding, whose width is another than that of the patches."""
+    monkeypatch.chdir(folder)
+    sparse(Path("base.safetensors"), manifest("ip_adapter_sd15")["tensors"])
+    sparse(Path("bigg.safetensors"), manifest("clip_vision_vit_bigg_hf")["tensors"])
+    argv = ["--preset", "i2v-sd15", "--models", ".", "--ip-adapter", "base.safetensors", "--check"]
+    base = ["--base", "a.ckpt", "--motion", "b.bin"]  # the release's attentions are those of the plus adapter
+    assert sample.main([*argv, *base, "--image-encoder", "bigg.safetensors"]) == 2
+    assert "width 1024, bigg.safetensors (clip-vision-bigg14) gives 1280" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flag", "published", "words"),
     [

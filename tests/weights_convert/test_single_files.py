@@ -61,8 +61,12 @@ def small_average(manifest: Manifest) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("ema, expected", [(True, 2.0), (False, 1.0)])
 def test_the_running_average(ema: bool, expected: float, manifest: Manifest) -> None:
-    parts = to_parts(small_average(manifest), "x", "sd15-single-file", ema=ema).tensors
-    assert len(parts["unet"]) == 686 and all(t[0].item() == expected for t in parts["unet"].values())
+    """Taken for inference, the plain weights on request; the report says which of them was left out."""
+    found = to_parts(small_average(manifest), "x", "sd15-single-file", ema=ema)
+    unet = found.tensors["unet"]
+    assert len(unet) == 686 and all(t[0].item() == expected for t in unet.values())
+    left = "last training step; the running average is taken" if ema else "running average; the plain weights are taken"
+    assert dropped(found)[left] == 686
 
 
 def test_an_incomplete_average_is_not_taken(manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
