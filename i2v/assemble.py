@@ -112,6 +112,11 @@ class Plan:
             raise ConfigError(f"--preset {self.preset.name} lacks {'; '.join(self.missing)}{hint}")
 
     @property
+    def parameters(self) -> int:
+        """Of all parts."""
+        return sum(tensor.numel() for part in self.parts.values() for tensor in part.tensors.values())
+
+    @property
     def complete(self) -> bool:
         return not (self.missing or self.problems)
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from i2v.config import ConfigError
 
+LARGE = 128 * 2**20  # parameters; a smaller model, as the miniature, is quick in float32, the same on every CPU
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -56,12 +57,23 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """ "auto" is float16 on a GPU and float32 on the CPU. Schedule, noise and sampler state are float32 in any case."""
+def computes_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; others compute in float32 what is stored in bfloat16, and slower."""
+    known = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("avx512_bf16", "amx_tile"))
+    return any(supported() for supported in known) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pick_dtype(name: str | torch.dtype, device: torch.device, parameters: int = 0) -> torch.dtype:
+    """ "auto" is float16 on a GPU; on a CPU bfloat16 for `LARGE` models where it computes in that, otherwise float32.
+
+    parameters: of the model. Schedule, noise and sampler state are float32 in any case.
+    """
     if isinstance(name, torch.dtype):
         return name
+    if name == "auto" and device.type == "cpu":
+        return torch.bfloat16 if parameters >= LARGE and computes_bfloat16() else torch.float32
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
+        return torch.float16
     if name not in DTYPES:
         raise ConfigError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -89,7 +89,7 @@ def build(
     """
     plan.refuse()
     place = pick_device(device)
-    number = pick_dtype(dtype, place)
+    number = pick_dtype(dtype, place, plan.parameters)
     built = networks({name: part.config for name, part in plan.parts.items()})
     residency = resident(plan, built, place, number, memory)
     now = [stage for stage in residency.stages if stage in residency.keep]

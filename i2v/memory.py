@@ -253,7 +253,7 @@ class Fitting:
         say: Callable[[str], object] = lambda line: None,
     ):
         self.plan, self.device, self.say = plan, pick_device(device), say
-        self.dtype = pick_dtype(dtype, self.device)
+        self.dtype = pick_dtype(dtype, self.device, plan.parameters)
         self.plans = [
             replace(
                 one,

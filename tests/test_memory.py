@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sample
-from i2v import assemble, free_memory, memory
+from i2v import assemble, device, free_memory, memory
 from i2v.assemble import ModelFiles
 from i2v.memory_plans import PLANS
 from i2v.request import Request
@@ -36,6 +36,30 @@ def test_limits_of_containers(tmp_path: Path) -> None:
     cgroup(tmp_path / "memory/c", str(3 * GB), GB, 0, ("memory.limit_in_bytes", "memory.usage_in_bytes"))
     assert free_memory._cgroups(own, tmp_path) == [2 * GB]
     assert free_memory._cgroups(tmp_path / "nothing", tmp_path) == []
+
+
+def test_bfloat16_by_itself_for_large_models_where_the_cpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, cuda = device.LARGE, torch.device("cuda")
+    for able in (True, False):
+        monkeypatch.setattr(device, "computes_bfloat16", lambda able=able: able)
+        assert device.pick_dtype("auto", CPU, large) == (torch.bfloat16 if able else torch.float32)
+        assert device.pick_dtype("auto", CPU, large - 1) == torch.float32
+        assert device.pick_dtype("float32", CPU, large) == torch.float32, "what is asked for wins"
+        assert device.pick_dtype("auto", cuda, large) == torch.float16
+        assert memory.Fitting(TINY, "cpu", "auto").dtype == torch.float32 and TINY.parameters < large
+        monkeypatch.setattr(device, "LARGE", TINY.parameters)
+        assert memory.Fitting(TINY, "cpu", "auto").dtype == (torch.bfloat16 if able else torch.float32)
+        monkeypatch.setattr(device, "LARGE", large)
+
+
+def test_what_the_cpu_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instructions for bfloat16 are asked for, not whether oneDNN would take it, which it does without them."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: False)
+    assert not device.computes_bfloat16()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert device.computes_bfloat16()
 
 
 def test_free_memory_here() -> None:
