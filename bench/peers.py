@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from i2v.memory_plans import LEAN
+from i2v.models.clip_text import CLIP_L, CLIPTextModel
+from i2v.models.clip_vision import VIT_H14, CLIPVisionModel
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import add_ip_adapter
 from i2v.models.motion import MOTION_V2, add_motion_modules
 from i2v.models.unet import SD15, DeepFeatures, UNet, UNetConfig
 from i2v.models.vae import SD_VAE, VAE
+from weights_convert.diffusers_configs import to_json
 
 CUT = replace(SD15, channels=SD15.channels[:2], depths=SD15.depths[:2], heads=SD15.heads[:2])  # its two finest levels
 MOTION_NAMES = {
@@ -112,10 +116,12 @@ def inputs(frames: int, size: int, dtype: torch.dtype, device: str = "cpu") -> d
 def our_step(
     net: UNet, given: dict[str, Tensor], conditions: int = 2, deep: DeepFeatures | None = None
 ) -> Callable[[], Tensor]:
-    """A guided call of our UNet, as the pipeline makes it: keys and values of the context are there.
+    """A guided call of our UNet, as sample.py makes it: keys and values of the context are there, and blocks work on
+    as much at once as the plan of a large model on a CPU says.
 
     conditions: 1 for a call without guidance; deep: what inner levels are taken from, see `UNet.forward`.
     """
+    net.budget = LEAN.cpu_budget
     context = net.context_kv(given["context"][:conditions], given["image_tokens"][:conditions])
     timesteps = torch.tensor([500], device=given["latents"].device)
     frames = len(given["latents"])
@@ -139,6 +145,31 @@ def operations(config: UNetConfig, adapter: bool, frames: int, size: int) -> int
         before = counter.get_total_flops()
         step()
         return int(counter.get_total_flops() - before)
+
+
+def encoders(name: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """CLIP ViT-L/14's text encoder ("text") or ViT-H/14's image encoder, ours and transformers' on the same tensors."""
+    import transformers
+
+    with torch.device("meta"):
+        ours: nn.Module = CLIPTextModel(CLIP_L) if name == "text" else CLIPVisionModel(VIT_H14)
+    values = to_json(ours.cfg)
+    with torch.device("meta"):
+        if name == "text":
+            theirs: Any = transformers.CLIPTextModel(transformers.CLIPTextConfig(**values))
+        else:
+            theirs = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**values))
+    randomize(ours, dtype)
+    wanted, tensors = theirs.state_dict(), ours.state_dict()
+    if not any(key.startswith("text_model.") for key in wanted):  # a newer transformers leaves this level out
+        tensors = {key.removeprefix("text_model."): value for key, value in tensors.items()}
+    positions = {key: torch.arange(x.numel())[None] for key, x in wanted.items() if key.endswith("position_ids")}
+    theirs.load_state_dict(tensors | positions, assign=True)
+    for module in theirs.modules():  # a buffer that is in no state dict
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[key] = torch.arange(buffer.numel())[None]
+    return ours, theirs.requires_grad_(False).eval()
 
 
 def vae() -> VAE:

@@ -24,19 +24,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import approximations, peers
+from bench import approximations, peers, training_step, whole_set
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.unet import SD15, UNetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "bench/speed.json", ROOT / "docs/speed.md"
 SETTINGS = {256: 4, 512: 16}  # side -> frames
+SETS = ROOT / "outputs/bench"  # whole models on the disk, 17 GB in float32, made where they are missing
+RUN_STEPS = 5
 
 
 def peak() -> float:
     """GB that this process held at most."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return 1024 * int(found[1]) / 1e9 if found else 0.0
+    return whole_set.memory("VmHWM") / 1e9
+
+
+def held() -> float:
+    """GB that it holds now."""
+    return whole_set.memory("VmRSS") / 1e9
 
 
 def seconds(f: Callable[[], Any]) -> float:
@@ -115,13 +121,40 @@ def vae(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     return {"seconds": times, "ratio": times["diffusers"] / times["ours"], "matrix product": rate, "difference": apart}
 
 
-def memory(size: int, dtype: torch.dtype, side: str) -> dict[str, Any]:
+def encoder(name: str, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    """The two prompts of a guided run, or its picture and the grey one, beside transformers."""
+    ours, theirs = peers.encoders(name, dtype)
+    generator = torch.Generator().manual_seed(0)
+    if name == "text":
+        x = torch.randint(1000, 40000, (2, peers.TEXT), generator=generator)
+        x[:, 20:] = 49407  # its end token
+    else:
+        x = torch.randn(2, 3, 224, 224, generator=generator).to(dtype)
+    last: dict[str, Tensor] = {}
+    sides = {
+        "diffusers": lambda: last.update(diffusers=theirs(x, output_hidden_states=True).hidden_states[-2]),
+        "ours": lambda: last.update(ours=ours(x).hidden_states[-2]),
+    }
+    times = in_turn(sides, repeats, warm=True)
+    apart = difference(last["ours"].float(), last["diffusers"].float())
+    return {"seconds": times, "ratio": times["diffusers"] / times["ours"], "difference": apart}
+
+
+def training_memory(size: int, dtype: torch.dtype, side: str) -> dict[str, Any]:
+    """Peak of a process that makes one training step of one side, and what it held before."""
+    with torch.inference_mode(False):
+        step = training_step.stepper(SETTINGS[size], size, dtype)
+        before = held()
+        step(side == "plainly")
+    return {"GB before": before, "GB peak": peak()}
+
+
+def memory(size: int, dtype: torch.dtype, side: str, frames: int) -> dict[str, Any]:
     """Peak of a process that makes one step of one side, and what it held before."""
-    frames = SETTINGS[size]
     ours = peers.randomize(peers.unet(SD15), dtype)
     given = peers.inputs(frames, size, dtype)
     make = peers.our_step(ours, given) if side == "ours" else peers.diffusers_step(peers.diffusers_unet(ours), given)
-    before = peak()
+    before = held()
     make()
     return {"GB before": before, "GB peak": peak()}
 
@@ -139,7 +172,24 @@ def rows() -> dict[str, Callable[[int], dict[str, Any]]]:
                 SETTINGS[s], s, d, lambda sides: in_turn(sides, n, warm=True)
             )
             for side in ("ours", "diffusers"):
-                found[f"memory-{size}-{name}-{side}"] = lambda n, s=size, d=dtype, w=side: memory(s, d, w)
+                found[f"memory-{size}-{name}-{side}"] = lambda n, s=size, d=dtype, w=side: memory(s, d, w, SETTINGS[s])
+    for name in ("float32", "bfloat16"):
+        dtype = getattr(torch, name)
+        for side in ("ours", "diffusers"):
+            found[f"memory-16x256-{name}-{side}"] = lambda n, d=dtype, w=side: memory(256, d, w, 16)
+        for part in ("text", "image"):
+            found[f"{part}-{name}"] = lambda n, p=part, d=dtype: encoder(p, d, n)
+        found[f"load-{name}"] = lambda n, d=name: whole_set.measure_load(SETS / f"sd15-{d}", d, n)
+        found[f"train-256-{name}"] = lambda n, d=dtype: training_step.measure(
+            SETTINGS[256], 256, d, lambda sides: in_turn(sides, n, warm=True)
+        )
+        for side in ("ours", "plainly"):
+            found[f"train-memory-256-{name}-{side}"] = lambda n, d=dtype, w=side: training_memory(256, d, w)
+    for label, more in {"": (), "-float32": ("--dtype", "float32"), "-deep-3": ("--deep-every", "3")}.items():
+        for size, frames in SETTINGS.items():
+            found[f"run-{size}{label}"] = lambda n, s=size, f=frames, m=more: whole_set.measure_run(
+                SETS / "sd15-float32", f, s, RUN_STEPS, n, m
+            )
     return found
 
 
@@ -163,15 +213,18 @@ def results() -> dict[str, Any]:
 def cells(found: dict[str, Any]) -> str:
     """One line of the table."""
     times = found.get("seconds", {})
-    first = [f"{times[k]:.2f} s" if k in times else "" for k in ("diffusers", "ours")]
+    other = "plainly" if "plainly" in times else "diffusers"
+    first = [f"{times[k]:.2f} s" if k in times else "" for k in (other, "ours")]
     ratio = f"{found['ratio']:.2f}" if "ratio" in found else ""
     rate = f"{found['GFLOP/s']['ours']:.0f} of {found['matrix product']:.0f}" if "GFLOP/s" in found else ""
     adapter = ""
     if "adapter's time" in found:
         more, work = found["adapter's time"], found["adapter's operations"]
         adapter = f"+{100 * more:.1f} % for +{100 * work:.1f} %"
-    held = f"{found['GB peak']:.1f} GB ({found['GB peak'] - found['GB before']:.1f})" if "GB peak" in found else ""
-    return " | ".join([*first, ratio, rate, adapter, held])
+    room = f"{found['GB peak']:.1f} GB ({found['GB peak'] - found['GB before']:.1f})" if "GB peak" in found else ""
+    if "GB" in found:
+        room = f"{found['GB']['ours']:.1f} GB, diffusers {found['GB']['diffusers']:.1f} GB"
+    return " | ".join([*first, ratio, rate, adapter, room])
 
 
 def table(all_rows: dict[str, Any]) -> str:

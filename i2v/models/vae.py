@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from i2v.models import cpu
 from i2v.models.layers import Conv1x1, Conv3x3, GroupNorm, Linear, attend
 from i2v.models.tiles import in_tiles
 
@@ -64,7 +65,9 @@ class PictureNorm(GroupNorm):
     seen: tuple[Tensor, Tensor] | None = None  # variance and mean (N, groups) of the whole
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.looking:
+        if self.looking and cpu.applies(x):
+            self.seen = cpu.moments(x, self.num_groups)
+        elif self.looking:
             self.seen = torch.var_mean(x.float().unflatten(1, (self.num_groups, -1)).flatten(2), 2, correction=0)
         if self.looking or self.seen is None:
             return super().forward(x)
@@ -327,4 +330,6 @@ class VAE(nn.Module):
             raise ValueError(f"tile={tile}: expected 0 or a multiple of {self.cfg.factor} above {2 * OVERLAP} pixels")
 
     def _cast(self, x: Tensor) -> Tensor:
-        return x.to(self.encoder.conv_in.weight.dtype)
+        """In the weights' dtype; on a CPU channels last, in which convolutions are quicker."""
+        x = x.to(self.encoder.conv_in.weight.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if cpu.applies(x) else x

@@ -108,6 +108,35 @@ def test_norms_of_channels_last_input_keep_their_precision():
     assert apart(found.double(), exact) < EXACT < 100 * EXACT < apart(F.group_norm(x, 8).double(), exact)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mean", [0, 1, 4, 30])
+@pytest.mark.parametrize("shape", [(3, 32, 16, 16), (1, 32, 128, 128), (2, 32, 5, 8, 8)])
+def test_norms_in_bfloat16_round_once(mean, shape):
+    """Not more than the plain twin, a little near the edge where the shorter way is left."""
+    x, order = (mean + draw(*shape)).bfloat16(), torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    norm = layers.GroupNorm(8, 32).bfloat16()
+    exact = F.group_norm(x.double(), 8)
+    found = norm(x.contiguous(memory_format=order))
+    assert found.is_contiguous(memory_format=order) and found.dtype == torch.bfloat16
+    plain = float((norm(x).double() - exact).square().mean().sqrt())
+    assert float((found.double() - exact).square().mean().sqrt()) < 1.05 * plain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lines", [1, 2**18])
+def test_norms_over_a_clip_and_their_moments(monkeypatch, lines):
+    """Clips with channels last, as folded frames are seen by norms that pool over frames; whole and a line at once."""
+    monkeypatch.setattr(cpu, "NORMED", lines)
+    norm, x = layers.FrameGroupNorm(8, 32, over_frames=True), 100 + draw(6, 32, 5, 4)
+    norm.weight.data, norm.bias.data = draw(32, seed=1), draw(32, seed=2)
+    plain, x = norm(x, 3), x.contiguous(memory_format=torch.channels_last)
+    assert norm(x, 3).is_contiguous(memory_format=torch.channels_last) and apart(norm(x, 3), plain) < EXACT
+    assert apart(norm(x, 2), plain) > 100 * EXACT
+    var, mean = cpu.moments(x, 8)
+    expected = torch.var_mean(x.double().unflatten(1, (8, -1)).flatten(2), 2, correction=0)
+    assert apart(var.double(), expected[0]) < EXACT and apart(mean.double(), expected[1]) < EXACT
+
+
 @pytest.fixture(scope="module")
 def unet() -> UNet:
     return complete()
