@@ -69,7 +69,6 @@ class Variant:
     deep_every: int = 1
 
 
-LATER = ("dtype", "guidance_start", "guidance_end", "deep_every")
 FLOOR, CEILING = Variant("floor"), Variant("ceiling")
 
 
@@ -98,10 +97,8 @@ class Answer:
 def key_of(job: Job, weights: dict[str, str], dtype: str, frames: int) -> str:
     """The clip's name: 20 hexadecimal digits of a hash over everything that decides its pixels."""
     question = job.question
-    fresh = asdict(Variant())  # the last fields name a clip only where they are set: older clips keep their names
-    variant = {k: v for k, v in asdict(job.variant).items() if k not in LATER or v != fresh[k]}
     facts = {
-        "variant": variant,
+        "variant": asdict(job.variant),
         "caption": question.caption,
         "seed": question.seed,
         "picture": _sha256(question.picture),

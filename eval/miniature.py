@@ -116,7 +116,9 @@ def report(cfg: MiniatureEvaluation, e: Evaluation, answers: list[Answer]) -> No
     config.write_text(cfg.out / "tables.md", markdown)
     title = f"The miniature on {e.world.name}"
     write_page(cfg.out / "page.html", title, about(e, answers), sections, e.pipe.preset.fps)
-    folders = [cfg.out] if cfg.docs is None else [cfg.out, cfg.docs.parent / "media"]
+    folders = [cfg.out]
+    if cfg.docs is not None and "main" in cfg.table:  # the docs' sheets are of the whole set
+        folders.append(cfg.docs.parent / "media")
     for folder in folders:
         write_sheets(folder, [a for a in answers if a.job.variant == e.full])
     print(markdown)

@@ -76,7 +76,18 @@ def head(*cells: str) -> None:
     print("|" + "---|" * len(cells))
 
 
-def verdicts(world: WorldConfig, clips: Sequence[Clip], vae: Callable[[Video], Video]) -> None:
+def moving_cameras(world: WorldConfig, cfg: ProbeCeiling) -> list[Clip]:
+    """The first clips of the split whose camera moves, half as many as all; none at a level whose cameras rest."""
+    found: list[Clip] = []
+    index = 0
+    while len(world.cameras) > 1 and len(found) < cfg.clips // 2:
+        if draw_scene(world, cfg.split, index).camera:
+            found.append(make_clip(world, cfg.split, index, cfg.num_frames, cfg.size))
+        index += 1
+    return found
+
+
+def verdicts(world: WorldConfig, clips: Sequence[Clip], moving: Sequence[Clip], vae: Callable[[Video], Video]) -> None:
     """The table of right verdicts; the damaged rows are of the first third of the clips."""
     head("clips", "object right", "camera right")
     rows = [(False, name, change) for name, change in {"true, through the VAE": vae, **DEGRADED}.items()]
@@ -85,6 +96,9 @@ def verdicts(world: WorldConfig, clips: Sequence[Clip], vae: Callable[[Video], V
         some = clips if change in (vae, frozen, DEGRADED["true"]) else clips[: max(len(clips) // 3, 3)]
         pairs = [right(c, change, still, world) for c in tqdm(some, desc=name, mininterval=5, file=sys.stderr)]
         row(name, share([p[0] for p in pairs]), share([p[1] for p in pairs]))
+    if moving:
+        pairs = [right(c, DEGRADED["true"], False, world) for c in moving]
+        row("true, the camera moves", share([p[0] for p in pairs]), share([p[1] for p in pairs]))
 
 
 def bounds(clips: Sequence[Clip], vae: Callable[[Video], Video]) -> None:
@@ -138,6 +152,6 @@ def main(argv: list[str] | None = None) -> None:
     def vae(frames: Video) -> Video:
         return through_vae(pipe, frames)
 
-    verdicts(world, clips, vae)
+    verdicts(world, clips, moving_cameras(world, cfg), vae)
     bounds(clips[: max(cfg.clips // 4, 3)], vae)
     faults(world, cfg.split, max(cfg.clips // 10, 3), cfg.num_frames, cfg.size)

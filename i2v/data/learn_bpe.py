@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from i2v import config
@@ -42,7 +43,7 @@ def learn(captions: Iterable[str], merges: int) -> list[Merge]:
     while len(learnt) < merges:
         pairs: Counter[Merge] = Counter()
         for word, symbols in split.items():
-            for pair in zip(symbols, symbols[1:], strict=False):
+            for pair in pairwise(symbols):
                 pairs[pair] += counts[word]
         if not pairs:
             break

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 BLOCK = 2**17  # scores of a thread that are made at once: half a megabyte, which stays in its cache
-NORMED = 2**18  # numbers that a norm works on at once, for the same reason
-FAR = 5
+NORMED = 2**16  # numbers of a frame that a norm works on at once, for the same reason
+FAR = 5  # deviations of a group that its mean may be from 0 for PyTorch's kernel in bfloat16
 SMALL = 2**14  # scores of one head below which PyTorch's own attention is as fast
 
 
@@ -85,8 +85,9 @@ def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
 
 def lines(x: Tensor) -> int:
-    """How many lines of (N, C, lines, ...) are worked on at once."""
-    return max(1, NORMED * x.shape[2] // x.numel())
+    """How many lines of (N, C, lines, ...) are worked on at once; whatever N is, so that a frame's sums keep their bits
+    among others."""
+    return max(1, NORMED * x.shape[2] // x[0].numel())
 
 
 def spread(per_group: Tensor, x: Tensor) -> Tensor:

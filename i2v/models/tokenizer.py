@@ -7,6 +7,7 @@ import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -155,7 +156,7 @@ class Tokenizer:
         if word not in self._known:
             symbols = word_symbols(word)
             while len(symbols) > 1:
-                best = min(zip(symbols, symbols[1:], strict=False), key=lambda p: self._ranks.get(p, len(self._ranks)))
+                best = min(pairwise(symbols), key=lambda p: self._ranks.get(p, len(self._ranks)))
                 if best not in self._ranks:
                     break
                 symbols = merged(symbols, best)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -181,7 +182,7 @@ class VAELevel(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int):
         super().__init__()
         widths = [in_channels] + [out_channels] * layers
-        self.resnets = nn.ModuleList(VAEResBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.resnets = nn.ModuleList(VAEResBlock(a, b, groups) for a, b in pairwise(widths))
         self.register_module("downsamplers", None)
         self.register_module("upsamplers", None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -109,3 +110,18 @@ def test_light_that_drifts_over_a_smooth_background_is_no_camera() -> None:
         found = look((clip.frames + light).clip(0, 255).astype(np.uint8), clip.mask)
         assert (found.camera.dx, found.camera.dy) == (0, 0)
         assert motion_of(found, CLASSES).motion == motion
+
+
+@pytest.mark.parametrize("background_", ["sunset", "sky"])
+@pytest.mark.parametrize("index", [1101, 1104])
+def test_what_goes_with_the_object_is_no_camera(background_: str, index: int) -> None:
+    """A model may take along what lies beside an object: a few blocks of the background, not half of them."""
+    for motion, (dx, dy) in {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.items():
+        clip = make_clip(LEVEL_1, "val", index, 8, 64, motion=f"moves {motion}", kind="ball", background=background_)
+        near = cv2.dilate(clip.mask, np.ones((31, 31), np.uint8))
+        frames = clip.frames.copy()
+        for k in range(1, 8):
+            way = np.array([[1, 0, dx * 0.27 * 64 * k / 7], [0, 1, dy * 0.27 * 64 * k / 7]], np.float32)
+            taken = cv2.warpAffine(near, way, (64, 64)) > 0
+            frames[k][taken] = cv2.warpAffine(clip.frames[0], way, (64, 64), borderMode=cv2.BORDER_REPLICATE)[taken]
+        assert measure_motion(frames, clip.mask).motion == clip.motion

@@ -137,6 +137,14 @@ def test_norms_over_a_clip_and_their_moments(monkeypatch, lines):
     assert apart(var.double(), expected[0]) < EXACT and apart(mean.double(), expected[1]) < EXACT
 
 
+@torch.no_grad()
+def test_a_frame_is_normed_alone_as_among_others():
+    """To the bit: how much is worked on at once does not follow the number of frames."""
+    x = (4 + draw(6, 64, 64, 64)).contiguous(memory_format=torch.channels_last)
+    for together, alone in zip(cpu.moments(x, 8), zip(*(cpu.moments(one, 8) for one in x.split(1)))):
+        assert torch.equal(together, torch.cat(alone))
+
+
 @pytest.fixture(scope="module")
 def unet() -> UNet:
     return complete()
