@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from i2v.load import sort_weights
 from i2v.memory_plans import LEAN
 from i2v.models.clip_text import CLIP_L, CLIPTextModel
 from i2v.models.clip_vision import VIT_H14, CLIPVisionModel
@@ -122,6 +123,7 @@ def our_step(
     conditions: 1 for a call without guidance; deep: what inner levels are taken from, see `UNet.forward`.
     """
     net.budget = LEAN.cpu_budget
+    sort_weights(net)
     context = net.context_kv(given["context"][:conditions], given["image_tokens"][:conditions])
     timesteps = torch.tensor([500], device=given["latents"].device)
     frames = len(given["latents"])

@@ -21,7 +21,7 @@ from bench.load import memory as memory_of
 from i2v import assemble, memory, picture
 from i2v.assemble import ModelFiles
 from i2v.diffusion.schedule import ANIMATEDIFF_SDXL
-from i2v.free_memory import give_back_freed_memory, used_bytes
+from i2v.free_memory import keep_freed_memory, used_bytes
 from i2v.load import build
 from i2v.memory_plans import LEAN, PLANS
 from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG
@@ -82,7 +82,7 @@ def step(folder: Path, frames: int, side: int, guidance: float, how: str) -> Non
         print(f"{what:52} {now - began:7.1f} s, at most {memory_of('VmHWM') / 1e9:5.2f} GB so far", flush=True)
         began = now
 
-    give_back_freed_memory()
+    keep_freed_memory(not PLANS[how].thrifty)
     plan, cpu = assemble.plan(ModelFiles(preset="i2v-sdxl", weights=folder)), torch.device("cpu")
     photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     request = Request("a cat", steps=1, num_frames=frames, height=side, width=side, guidance_scale=guidance)
@@ -120,7 +120,7 @@ def main() -> int:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "merges.txt").is_file():
-            give_back_freed_memory()
+            keep_freed_memory(False)
             write(folder)
         command = [sys.executable, "-m", "bench.sdxl", "--step", "--folder", str(folder)]
         command += ["--frames", str(args.frames), "--side", str(args.side)]

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from bench import approximations, peers, training_step, whole_set
+from i2v.free_memory import keep_freed_memory
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.unet import SD15, UNetConfig
 
@@ -52,7 +53,11 @@ def seconds(f: Callable[[], Any]) -> float:
 
 
 def in_turn(sides: dict[str, Callable[[], Any]], repeats: int, warm: bool) -> dict[str, float]:
-    """Median seconds of each, after one round that does not count (`warm`)."""
+    """Median seconds of each, after one round that does not count (`warm`).
+
+    Freed memory is kept, as `sample.py` does, for all sides: what is compared is what they compute.
+    """
+    keep_freed_memory(True)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats + warm):
         for name, f in sides.items():
@@ -154,6 +159,8 @@ def memory(size: int, dtype: torch.dtype, side: str, frames: int) -> dict[str, A
     ours = peers.randomize(peers.unet(SD15), dtype)
     given = peers.inputs(frames, size, dtype)
     make = peers.our_step(ours, given) if side == "ours" else peers.diffusers_step(peers.diffusers_unet(ours), given)
+    if side == "ours":
+        keep_freed_memory(True)  # as sample.py does
     before = held()
     make()
     return {"GB before": before, "GB peak": peak()}

@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from i2v import assemble, config
@@ -18,6 +18,7 @@ from i2v.config import ConfigError
 from i2v.device import pick_device, pick_dtype
 from i2v.lora import merge
 from i2v.memory_plans import FULL, IN_UNET, MemoryPlan, stages_of
+from i2v.models import cpu
 from i2v.networks import Networks, networks
 from i2v.parts import CONFIGS, KINDS, PartFile, open_part, save_part, sha256
 from i2v.pipeline import I2VPipeline
@@ -141,6 +142,9 @@ def resident(plan: Plan, built: Networks, device: torch.device, number: torch.dt
     def read(name: str) -> None:
         part = plan.parts[name]
         fill(built, name, part, device, dtype_of(name, part.config, number))
+        if device.type == "cpu":
+            for module in built.slots[name].values():
+                sort_weights(module)
 
     def empty(name: str) -> None:
         wanted = built.shapes(name)
@@ -233,6 +237,14 @@ def fill(built: Networks, name: str, part: Part, device: torch.device, dtype: to
         placed = {key: tensor.to(device) for key, tensor in files.cast(given, dtype, part.source.path).items()}
         module.load_state_dict(module.state_dict() | placed, strict=True, assign=True)
         module.requires_grad_(False).eval()
+
+
+def sort_weights(network: nn.Module) -> None:
+    """Puts the weights of large convolutions into the order that a CPU multiplies by; what was mapped is given back."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and (better := cpu.sorted_weight(module.weight)) is not module.weight:
+            release([module.weight])
+            module.weight = nn.Parameter(better, requires_grad=False)
 
 
 def headers(folder: Path) -> dict[str, PartFile]:

@@ -16,7 +16,7 @@ from i2v.assemble import Plan
 from i2v.device import pick_device, pick_dtype
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.footprint import GROWTH, RETAINED, Footprint, footprint
-from i2v.free_memory import free_bytes, give_back_freed_memory, is_out_of_memory, used_bytes
+from i2v.free_memory import free_bytes, is_out_of_memory, keep_freed_memory, used_bytes
 from i2v.memory_plans import FULL, IN_UNET, LEAN, PLANS, MemoryPlan, stages_of
 from i2v.models.unet import DeepFeatures
 from i2v.networks import Networks, networks
@@ -301,7 +301,7 @@ class Fitting:
     def model(self) -> I2VPipeline:
         """Built under the plan that heads the list."""
         if self.pipe is None:
-            give_back_freed_memory()
+            keep_freed_memory(not self.plans[0].thrifty)
             self.pipe = load.build(self.plan, self.device, self.dtype, progress=True, memory=self.plans[0])
             for fact in self.pipe.weights.values() if self.plan.loras else ():
                 if "layers" not in fact:

@@ -25,6 +25,7 @@ class MemoryPlan:
 
     keep: stages whose parts stay in memory; those of others are read when they are needed. streamed: the UNet's levels
     too. decode_chunk: frames that the VAE decodes at once. tile: pixels of the VAE's tiles, 0: whole frames.
+    thrifty: freed memory goes back to the system at once, which takes time.
     cpu_budget, gpu_budget: bytes of its input that a block of the UNet works on at once, 0: all.
     """
 
@@ -35,6 +36,7 @@ class MemoryPlan:
     decode_chunk: int = 1
     tile: int = 0
     streamed: bool = False
+    thrifty: bool = False
     cpu_budget: int = 8 * MB
     gpu_budget: int = 64 * MB
 
@@ -45,9 +47,10 @@ class MemoryPlan:
 
 FULL = MemoryPlan("full", "all parts stay in memory", tuple(STAGES), decode_chunk=8, cpu_budget=16 * MB, gpu_budget=0)
 LEAN = MemoryPlan("lean", "each part is in memory while it works", gpu_budget=256 * MB)
-LOW = MemoryPlan("low", "lean, the halves of guidance in turn, the VAE in tiles", guidance_in_turn=True, tile=256)
+LOW = MemoryPlan("low", "lean, the halves of guidance in turn, the VAE in tiles", guidance_in_turn=True, tile=256,
+                thrifty=True)  # fmt: skip
 LEAST = MemoryPlan("least", "low, the UNet read level by level at every step", guidance_in_turn=True, tile=192,
-                   streamed=True, cpu_budget=4 * MB)  # fmt: skip
+                   streamed=True, thrifty=True, cpu_budget=4 * MB)  # fmt: skip
 PLANS = {plan.name: plan for plan in (FULL, LEAN, LOW, LEAST)}
 
 

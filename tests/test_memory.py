@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,33 @@ def test_what_the_cpu_tells(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_free_memory_here() -> None:
     free = free_memory.free_bytes(CPU)
     assert free is None or 10**7 < free < 10**14
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_freed_memory_is_kept_or_returned() -> None:
+    """In a process of its own, whose pages are counted: those that the system had to clear, and those still held."""
+    program = """
+import resource, sys
+import torch
+from i2v.free_memory import give_back_freed_memory, keep_freed_memory, used_bytes
+keep_freed_memory(sys.argv[1] == "keep")
+for _ in range(30):  # the first ones may lie beside each other
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(8 << 20)
+faults, held = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, used_bytes()
+give_back_freed_memory()
+print(faults * resource.getpagesize(), held - used_bytes())
+"""
+
+    def run(how: str) -> list[int]:
+        told = subprocess.run([sys.executable, "-c", program, how], check=True, capture_output=True, text=True)
+        return [int(number) for number in told.stdout.split()]
+
+    size = 4 * (8 << 20)
+    if getattr(ctypes.CDLL(None), "mallopt", None) is None:
+        pytest.skip("this C library has no mallopt")
+    (faults, trimmed), (faults_returned, trimmed_returned) = run("keep"), run("return")
+    assert faults < size / 10 < trimmed and trimmed_returned < size / 10 < faults_returned
 
 
 def test_smaller_plans_need_less() -> None:

@@ -286,7 +286,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) ->
         if _only_nan(tensor):
             empty.append(key)
         new = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        if new.dtype != tensor.dtype and bool((new.isinf() & tensor.isfinite()).any()):
+        if new.dtype != tensor.dtype and _overflows(tensor, new):
             lost.append(key)
         else:
             out[key] = new
@@ -300,6 +300,17 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) ->
             f"{str(dtype)[6:]}: {', '.join(lost[:5])}; expected smaller ones; use float32 or bfloat16"
         )
     return out
+
+
+def _overflows(tensor: Tensor, new: Tensor) -> bool:
+    """Whether finite numbers of a tensor became infinite; the usual answer, no, takes one pass over it."""
+    limit = torch.finfo(new.dtype).max
+    if tensor.numel() == 0 or torch.finfo(tensor.dtype).max <= limit:
+        return False
+    low, high = (float(x) for x in tensor.aminmax())
+    if max(-low, high) <= limit:  # no for NaN
+        return False
+    return bool((new.isinf() & tensor.isfinite()).any())
 
 
 def write(

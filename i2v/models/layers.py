@@ -24,12 +24,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     one row of k and v: they are folded into the query length, so that neither keys nor values are repeated.
     """
     rows, n = len(k), len(q)
-    if cpu.applies(q) and q.numel() // q.shape[-1] // rows * k.shape[1] >= cpu.SMALL:
+    if not cpu.INTEL and cpu.applies(q) and q.numel() // q.shape[-1] // rows * k.shape[1] >= cpu.SMALL:
         return cpu.attend(q, k, v, heads).view(q.shape)
     q = rearrange(q, "(r f) l (h d) -> r h (f l) d", r=rows, h=heads)
     k, v = (rearrange(x, "r m (h d) -> r h m d", h=heads) for x in (k, v))
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        # PyTorch's bfloat16 kernel is slower here than its float32 one, the backward pass up to six times (torch 2.13)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not (cpu.INTEL and cpu.applies(q) and q.shape[2] > 8):
+        # PyTorch's bfloat16 kernel is slower than its float32 one (torch 2.13): in the backward pass up to six times,
+        # and where there is no AMX; with it, it is slower for a few queries alone, as a short clip's frames are
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
     else:

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from miniature import CONFIG, FRAMES, complete, inputs
-from torch import Tensor
+from torch import Tensor, nn
 
+from i2v.load import sort_weights
 from i2v.models import cpu, layers
 from i2v.models.unet import UNet
 
@@ -53,10 +54,18 @@ def test_linear_and_geglu():
     assert apart((gate * F.gelu(value)).detach(), plain) > 100 * EXACT  # the halves are not interchangeable
 
 
+@pytest.fixture(params=[False, True], ids=["elsewhere", "intel"])
+def intel(request, monkeypatch) -> bool:
+    """As on a processor by Intel, and on another."""
+    monkeypatch.setattr(cpu, "INTEL", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("clips", [1, 2, 6])
 @pytest.mark.parametrize("block", [1, 100, cpu.BLOCK])
 def test_attention(monkeypatch, clips, block):
     """6 rows of queries that share the keys of 1 or 2 clips, or have their own; blocks of one query to all of them."""
+    monkeypatch.setattr(cpu, "INTEL", False)
     monkeypatch.setattr(cpu, "SMALL", 0)
     monkeypatch.setattr(cpu, "BLOCK", block)
     q, k, v = draw(6, 9, 24), draw(clips, 7, 24, seed=1), draw(clips, 7, 24, seed=2)
@@ -70,7 +79,19 @@ def test_attention(monkeypatch, clips, block):
 
 
 @torch.no_grad()
-def test_attention_in_bfloat16_errs_about_as_much_as_pytorchs():
+def test_which_attention_runs_where(monkeypatch, intel):
+    """PyTorch's own on a processor by Intel, in bfloat16 on many queries."""
+    seen: list[torch.dtype] = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *kv: seen.append(q.dtype) or fused(q, *kv))
+    for queries in (8, 256):
+        x = draw(2, queries, 24).bfloat16()
+        layers.attend(x, x, x, heads=3)
+    assert seen == ([torch.float32, torch.bfloat16] if intel else [torch.float32])
+
+
+@torch.no_grad()
+def test_attention_in_bfloat16_errs_about_as_much_as_pytorchs(intel):
     """Scores in bfloat16 would err four times as much, which is seen."""
     q, k, v = ((2 * draw(2, 256, 64, seed=s)).bfloat16() for s in range(3))
     exact = layers.attend(q.double(), k.double(), v.double(), heads=2)
@@ -95,6 +116,21 @@ def test_convolutions(kind, channels, order):
     assert apart(fast, plain) < EXACT
     if kind is layers.Conv3x3:
         assert apart(F.conv2d(x, conv.weight.flip(-1), conv.bias, padding=1).detach(), plain) > 100 * EXACT
+
+
+@torch.no_grad()
+def test_large_convolutions_multiply_by_their_sorted_weight_as_it_is(monkeypatch):
+    """Sorting changes neither numbers nor names, and leaves small weights and other kernels alone."""
+    monkeypatch.setattr(cpu, "LARGE", 64 * 8 * 9)
+    with torch.random.fork_rng(devices=[]):
+        convs = nn.ModuleList([layers.Conv3x3(8, 64), layers.Conv3x3(7, 64), layers.Conv1x1(8, 640)])
+    before, x = {name: t.clone() for name, t in convs.state_dict().items()}, draw(2, 8, 4, 5)
+    exact, addresses = convs[0](x), [conv.weight.data_ptr() for conv in convs]
+    sort_weights(convs)
+    assert [conv.weight.data_ptr() != old for conv, old in zip(convs, addresses)] == [True, False, False]
+    assert all(torch.equal(t, before[name]) for name, t in convs.state_dict().items())
+    assert convs[0].weight.movedim(1, -1).flatten(1).data_ptr() == convs[0].weight.data_ptr()  # a view: nothing to sort
+    assert torch.equal(convs[0](x), exact)
 
 
 @torch.no_grad()
@@ -151,7 +187,7 @@ def unet() -> UNet:
 
 
 @pytest.mark.parametrize("small", [0, cpu.SMALL])
-def test_the_whole_unet(monkeypatch, unet, small):
+def test_the_whole_unet(monkeypatch, unet, small, intel):
     monkeypatch.setattr(cpu, "SMALL", small)
     assert apart(*both(lambda: unet(**inputs(), num_frames=FRAMES))) < EXACT
 

@@ -207,6 +207,10 @@ def test_cast_names_what_overflows(tmp_path: Path) -> None:
     cast = files.cast(tensors, torch.bfloat16, "sd.ckpt")
     assert {str(t.dtype)[6:] for t in cast.values()} == {"bfloat16", "int64", "int32"}
     assert files.cast(tensors, torch.float32, "x")["big"] is tensors["big"]
+    with pytest.raises(ConversionError, match="hidden"):  # among what is not finite
+        files.cast({"hidden": torch.tensor([torch.nan, -70_000.0, torch.inf])}, torch.float16, "sd.ckpt")
+    with pytest.raises(ConversionError, match="edge"):  # finite in float32, nearer to infinity in bfloat16
+        files.cast({"edge": torch.tensor([torch.finfo(torch.float32).max])}, torch.bfloat16, "sd.ckpt")
 
 
 # --- writing that fails ---------------------------------------------------------------------------------------------
