@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from i2v.load import sort_weights
+from i2v.load import sort_weights, trim_after_levels
 from i2v.memory_plans import LEAN
 from i2v.models.clip_text import CLIP_L, CLIPTextModel
 from i2v.models.clip_vision import VIT_H14, CLIPVisionModel
@@ -124,6 +124,8 @@ def our_step(
     """
     net.budget = LEAN.cpu_budget
     sort_weights(net)
+    if not any(module._forward_hooks for module in net.down_blocks):  # called for every kind of step
+        trim_after_levels(net)
     context = net.context_kv(given["context"][:conditions], given["image_tokens"][:conditions])
     timesteps = torch.tensor([500], device=given["latents"].device)
     frames = len(given["latents"])

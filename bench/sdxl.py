@@ -82,7 +82,7 @@ def step(folder: Path, frames: int, side: int, guidance: float, how: str) -> Non
         print(f"{what:52} {now - began:7.1f} s, at most {memory_of('VmHWM') / 1e9:5.2f} GB so far", flush=True)
         began = now
 
-    keep_freed_memory(not PLANS[how].thrifty)
+    keep_freed_memory(PLANS[how].freed != "at once")
     plan, cpu = assemble.plan(ModelFiles(preset="i2v-sdxl", weights=folder)), torch.device("cpu")
     photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     request = Request("a cat", steps=1, num_frames=frames, height=side, width=side, guidance_scale=guidance)

@@ -16,6 +16,7 @@ from i2v import assemble, config
 from i2v.assemble import TEXT_FILES, ModelFiles, Part, Plan
 from i2v.config import ConfigError
 from i2v.device import pick_device, pick_dtype
+from i2v.free_memory import give_back_freed_memory
 from i2v.lora import merge
 from i2v.memory_plans import FULL, IN_UNET, MemoryPlan, stages_of
 from i2v.models import cpu
@@ -23,7 +24,7 @@ from i2v.networks import Networks, networks
 from i2v.parts import CONFIGS, KINDS, PartFile, open_part, save_part, sha256
 from i2v.pipeline import I2VPipeline
 from i2v.prompt import OneEncoder, TwoEncoders
-from i2v.residency import Residency, Streamed, take
+from i2v.residency import Residency, Streamed, streamed_unit, take
 from i2v.sources import ATTENTION, CONTROLNET, PROJECTION, schedule_of
 from weights_convert import files
 from weights_convert.mapped import release
@@ -93,6 +94,8 @@ def build(
     number = pick_dtype(dtype, place, plan.parameters)
     built = networks({name: part.config for name, part in plan.parts.items()})
     residency = resident(plan, built, place, number, memory)
+    if memory.freed == "level" and place.type == "cpu":
+        trim_after_levels(built.unet)
     now = [stage for stage in residency.stages if stage in residency.keep]
     with tqdm(total=len(now), desc="loading", unit="part", delay=1, disable=not progress) as bar:
         for stage in now:
@@ -245,6 +248,12 @@ def sort_weights(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and (better := cpu.sorted_weight(module.weight)) is not module.weight:
             release([module.weight])
             module.weight = nn.Parameter(better, requires_grad=False)
+
+
+def trim_after_levels(unet: nn.Module) -> None:
+    """What a level of the UNet freed goes back to the system when it is done, for a few percent of its time."""
+    for level in {streamed_unit(name) for name, _ in unet.named_parameters()} - {""}:
+        unet.get_submodule(level).register_forward_hook(lambda *_: give_back_freed_memory())
 
 
 def headers(folder: Path) -> dict[str, PartFile]:

@@ -301,7 +301,7 @@ class Fitting:
     def model(self) -> I2VPipeline:
         """Built under the plan that heads the list."""
         if self.pipe is None:
-            keep_freed_memory(not self.plans[0].thrifty)
+            keep_freed_memory(self.plans[0].freed != "at once")
             self.pipe = load.build(self.plan, self.device, self.dtype, progress=True, memory=self.plans[0])
             for fact in self.pipe.weights.values() if self.plan.loras else ():
                 if "layers" not in fact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -25,7 +26,7 @@ class MemoryPlan:
 
     keep: stages whose parts stay in memory; those of others are read when they are needed. streamed: the UNet's levels
     too. decode_chunk: frames that the VAE decodes at once. tile: pixels of the VAE's tiles, 0: whole frames.
-    thrifty: freed memory goes back to the system at once, which takes time.
+    freed: when freed memory goes back to the system: after a stage, a level of the UNet, or at once, which takes time.
     cpu_budget, gpu_budget: bytes of its input that a block of the UNet works on at once, 0: all.
     """
 
@@ -36,7 +37,7 @@ class MemoryPlan:
     decode_chunk: int = 1
     tile: int = 0
     streamed: bool = False
-    thrifty: bool = False
+    freed: Literal["stage", "level", "at once"] = "stage"
     cpu_budget: int = 8 * MB
     gpu_budget: int = 64 * MB
 
@@ -46,11 +47,11 @@ class MemoryPlan:
 
 
 FULL = MemoryPlan("full", "all parts stay in memory", tuple(STAGES), decode_chunk=8, cpu_budget=16 * MB, gpu_budget=0)
-LEAN = MemoryPlan("lean", "each part is in memory while it works", gpu_budget=256 * MB)
+LEAN = MemoryPlan("lean", "each part is in memory while it works", freed="level", gpu_budget=256 * MB)
 LOW = MemoryPlan("low", "lean, the halves of guidance in turn, the VAE in tiles", guidance_in_turn=True, tile=256,
-                thrifty=True)  # fmt: skip
+                freed="at once")  # fmt: skip
 LEAST = MemoryPlan("least", "low, the UNet read level by level at every step", guidance_in_turn=True, tile=192,
-                   streamed=True, thrifty=True, cpu_budget=4 * MB)  # fmt: skip
+                   streamed=True, freed="at once", cpu_budget=4 * MB)  # fmt: skip
 PLANS = {plan.name: plan for plan in (FULL, LEAN, LOW, LEAST)}
 
 
