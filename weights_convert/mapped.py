@@ -32,11 +32,12 @@ def sizes(value: object) -> tuple[int, ...] | None:
     """`value` as a tensor's shape or strides; None where it cannot be one."""
     if not isinstance(value, (list, tuple)) or len(value) > MAX_DIMENSIONS:
         return None
-    if any(type(n) is not int or not 0 <= n < MAX_ELEMENTS for n in value):
-        return None
-    if math.prod(max(n, 1) for n in value) >= MAX_ELEMENTS:
-        return None
-    return tuple(value)
+    product = 1
+    for n in value:
+        if type(n) is not int or not 0 <= n < MAX_ELEMENTS:
+            return None
+        product *= n or 1
+    return tuple(value) if product < MAX_ELEMENTS else None
 
 
 class Mapped:

@@ -7,6 +7,7 @@ functions, names that training tools leave in checkpoints become placeholders, e
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +18,7 @@ MAX_BYTES = 32 * 2**20  # of one pickle; SDXL with its optimiser needs 2 MB
 MAX_INTEGER = 1024  # bytes
 
 
-class _Mark:
-    """What MARK puts on the stack."""
-
-
-_MARK = _Mark()
+_I4, _U2, _U4, _U8, _F8 = (struct.Struct(form) for form in ("<i", "<H", "<I", "<Q", ">d"))
 
 
 def load(data: Any, start: int, persistent: Callable[[Any], Any]) -> tuple[Any, int]:
@@ -30,65 +27,88 @@ def load(data: Any, start: int, persistent: Callable[[Any], Any]) -> tuple[Any, 
     `persistent` turns what the pickle says about a storage into the storage. Only what torch writes is understood:
     protocols 2 to 5 without shared buffers. Raises PickleError, which says what was found and expected.
     """
-    return _Reader(data, start, persistent).run()
+    collecting = gc.isenabled()
+    gc.disable()  # what is made here stays, but making it would have the collector look through all objects of torch
+    try:
+        return _Reader(data, start, persistent).run()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Reader:
+    """A checkpoint has some 30 opcodes a tensor: what every one of them does is kept to few calls."""
+
     def __init__(self, data: Any, start: int, persistent: Callable[[Any], Any]) -> None:
-        self.data, self.at, self.end = data, start, min(len(data), start + MAX_BYTES)
+        self.data, self.at = memoryview(data)[: start + MAX_BYTES], start
         self.persistent = persistent
-        self.stack: list[Any] = []
+        self.stack: list[Any] = []  # since the last MARK
+        self.outer: list[list[Any]] = []  # the stacks below each MARK
         self.memo: dict[int, Any] = {}
 
     def run(self) -> tuple[Any, int]:
-        while True:
-            code = self.take(1)
-            if code == b".":
-                return self.pop(), self.at
-            action = OPCODES.get(code)
-            if action is None:
-                raise PickleError(f"opcode {code!r} at byte {self.at - 1}, expected those that torch writes")
-            action(self)
+        try:
+            while True:
+                code = self.data[self.at]
+                self.at += 1
+                if code == STOP:
+                    return self.pop(), self.at
+                action = ACTIONS[code]
+                if action is None:
+                    found = f"opcode {bytes([code])!r} at byte {self.at - 1}"
+                    raise PickleError(f"{found}, expected those that torch writes")
+                action(self)
+        except (IndexError, struct.error):  # of `byte` and `number`
+            raise self.cut_off() from None
 
-    def take(self, count: int) -> bytes:
-        if count > self.end - self.at:
-            raise PickleError(f"no end of the pickle within {self.end:,} bytes, expected a STOP")
-        found = bytes(self.data[self.at : self.at + count])
-        self.at += count
+    def cut_off(self) -> PickleError:
+        return PickleError(f"no end of the pickle within {len(self.data):,} bytes, expected a STOP")
+
+    def byte(self) -> int:
+        found = self.data[self.at]
+        self.at += 1
         return found
 
-    def number(self, form: str) -> int:
-        (found,) = struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))
-        return int(found)
+    def number(self, form: struct.Struct) -> Any:
+        (found,) = form.unpack_from(self.data, self.at)
+        self.at += form.size
+        return found
+
+    def take(self, count: int) -> bytes:
+        begin, self.at = self.at, self.at + count
+        if self.at > len(self.data):
+            raise self.cut_off()
+        return self.data[begin : self.at].tobytes()
 
     def line(self) -> str:
-        end = self.data.find(b"\n", self.at, min(self.end, self.at + 500))
-        if end < 0:
+        found, end, _ = self.data[self.at : self.at + 500].tobytes().partition(b"\n")
+        if not end:
             raise PickleError("a name without an end, expected at most 500 bytes")
-        found = self.take(end - self.at)
-        self.at += 1
+        self.at += len(found) + 1
         return _text(found)
 
     def pop(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
+        if not self.stack:
             raise PickleError("an empty stack, expected a value")
         return self.stack.pop()
 
     def top(self) -> Any:
-        value = self.pop()
-        self.stack.append(value)
-        return value
+        if not self.stack:
+            raise PickleError("an empty stack, expected a value")
+        return self.stack[-1]
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
+    def mark(self) -> None:
+        self.outer.append(self.stack)
+        self.stack = []
+
     def since_mark(self) -> list[Any]:
-        for place in range(len(self.stack) - 1, -1, -1):
-            if self.stack[place] is _MARK:
-                found = self.stack[place + 1 :]
-                del self.stack[place:]
-                return found
-        raise PickleError("no mark on the stack, expected one")
+        if not self.outer:
+            raise PickleError("no mark on the stack, expected one")
+        found, self.stack = self.stack, self.outer.pop()
+        return found
 
     def remember(self, place: int) -> None:
         self.memo[place] = self.top()
@@ -96,15 +116,20 @@ class _Reader:
     def recall(self, place: int) -> None:
         if place not in self.memo:
             raise PickleError(f"memo entry {place}, expected one that was stored before")
-        self.push(self.memo[place])
+        self.stack.append(self.memo[place])
 
     def integer(self, length: int) -> None:
         if not 0 <= length <= MAX_INTEGER:
             raise PickleError(f"an integer of {length} bytes, expected at most {MAX_INTEGER}")
         self.push(int.from_bytes(self.take(length), "little", signed=True))
 
+    def text(self, length: int) -> None:
+        self.stack.append(_text(self.take(length)))
+
     def tuple(self, count: int) -> None:
-        self.push(tuple(reversed([self.pop() for _ in range(count)])))
+        if len(self.stack) < count:
+            raise PickleError("an empty stack, expected a value")
+        self.stack[-count:] = [tuple(self.stack[-count:])]
 
     def append(self, items: list[Any]) -> None:
         target = self.top()
@@ -166,16 +191,14 @@ def _kind(value: Any) -> str:
     return str(value)[:80] if isinstance(value, (Name, Placeholder)) else type(value).__name__
 
 
+_KEYS = (str, bytes, int, float, type(None), Name, Placeholder, Known)
+
+
 def _key(value: Any) -> Any:
     """`value` if it can be a key: hashing a deeply nested tuple would overrun the C stack."""
-    plain = (str, bytes, int, float, type(None), Name, Placeholder, Known)
-    if isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(v, plain) for v in value)):
+    if isinstance(value, _KEYS) or (isinstance(value, tuple) and all(isinstance(v, _KEYS) for v in value)):
         return value
     raise PickleError(f"a {_kind(value)} as a key, expected a text, a number or a name")
-
-
-def _float(r: _Reader) -> None:
-    r.push(struct.unpack(">d", r.take(8))[0])
 
 
 def _stack_global(r: _Reader) -> None:
@@ -222,42 +245,50 @@ def _frozenset(r: _Reader) -> None:
 
 
 def _protocol(r: _Reader) -> None:
-    if not 2 <= (found := r.number("B")) <= 5:
+    if not 2 <= (found := r.byte()) <= 5:
         raise PickleError(f"a pickle of protocol {found}, expected 2 to 5")
 
 
+def _pop(r: _Reader) -> None:
+    if r.outer and not r.stack:
+        r.since_mark()
+    else:
+        r.pop()
+
+
+STOP = ord(".")
 # The codes are those of the pickletools module. Not here, and so refused: protocol 0's texts, EXT (a global registry of
 # names), PERSID and NEXT_BUFFER, which torch never writes.
 OPCODES: dict[bytes, Callable[[_Reader], Any]] = {
     b"\x80": _protocol,
     b"\x95": lambda r: r.take(8),  # FRAME: only a hint
-    b"(": lambda r: r.push(_MARK),
-    b"0": lambda r: r.stack.pop() if r.stack else r.pop(),
-    b"1": lambda r: r.since_mark(),
+    b"(": _Reader.mark,
+    b"0": _pop,
+    b"1": _Reader.since_mark,
     b"2": lambda r: r.push(r.top()),
-    b"N": lambda r: r.push(None),
-    b"\x88": lambda r: r.push(True),
-    b"\x89": lambda r: r.push(False),
-    b"J": lambda r: r.push(r.number("i")),
-    b"K": lambda r: r.push(r.number("B")),
-    b"M": lambda r: r.push(r.number("H")),
-    b"\x8a": lambda r: r.integer(r.number("B")),
-    b"\x8b": lambda r: r.integer(r.number("i")),
-    b"G": _float,
-    b"U": lambda r: r.push(_text(r.take(r.number("B")))),
-    b"T": lambda r: r.push(_text(r.take(r.number("I")))),
-    b"\x8c": lambda r: r.push(_text(r.take(r.number("B")))),
-    b"X": lambda r: r.push(_text(r.take(r.number("I")))),
-    b"\x8d": lambda r: r.push(_text(r.take(r.number("Q")))),
-    b"C": lambda r: r.push(r.take(r.number("B"))),
-    b"B": lambda r: r.push(r.take(r.number("I"))),
-    b"\x8e": lambda r: r.push(r.take(r.number("Q"))),
-    b"\x96": lambda r: r.push(r.take(r.number("Q"))),
+    b"N": lambda r: r.stack.append(None),
+    b"\x88": lambda r: r.stack.append(True),
+    b"\x89": lambda r: r.stack.append(False),
+    b"J": lambda r: r.stack.append(r.number(_I4)),
+    b"K": lambda r: r.stack.append(r.byte()),
+    b"M": lambda r: r.stack.append(r.number(_U2)),
+    b"\x8a": lambda r: r.integer(r.byte()),
+    b"\x8b": lambda r: r.integer(r.number(_I4)),
+    b"G": lambda r: r.push(r.number(_F8)),
+    b"U": lambda r: r.text(r.byte()),
+    b"T": lambda r: r.text(r.number(_U4)),
+    b"\x8c": lambda r: r.text(r.byte()),
+    b"X": lambda r: r.text(r.number(_U4)),
+    b"\x8d": lambda r: r.text(r.number(_U8)),
+    b"C": lambda r: r.push(r.take(r.byte())),
+    b"B": lambda r: r.push(r.take(r.number(_U4))),
+    b"\x8e": lambda r: r.push(r.take(r.number(_U8))),
+    b"\x96": lambda r: r.push(r.take(r.number(_U8))),
     b"]": lambda r: r.push([]),
     b"l": lambda r: r.push(r.since_mark()),
     b"a": lambda r: r.append([r.pop()]),
     b"e": lambda r: r.append(r.since_mark()),
-    b")": lambda r: r.push(()),
+    b")": lambda r: r.stack.append(()),
     b"\x85": lambda r: r.tuple(1),
     b"\x86": lambda r: r.tuple(2),
     b"\x87": lambda r: r.tuple(3),
@@ -269,10 +300,10 @@ OPCODES: dict[bytes, Callable[[_Reader], Any]] = {
     b"\x8f": lambda r: r.push(set()),
     b"\x90": lambda r: r.add(r.since_mark()),
     b"\x91": _frozenset,
-    b"h": lambda r: r.recall(r.number("B")),
-    b"j": lambda r: r.recall(r.number("I")),
-    b"q": lambda r: r.remember(r.number("B")),
-    b"r": lambda r: r.remember(r.number("I")),
+    b"h": lambda r: r.recall(r.byte()),
+    b"j": lambda r: r.recall(r.number(_U4)),
+    b"q": lambda r: r.remember(r.byte()),
+    b"r": lambda r: r.remember(r.number(_U4)),
     b"\x94": lambda r: r.remember(len(r.memo)),
     b"c": lambda r: r.name(r.line(), r.line()),
     b"\x93": _stack_global,
@@ -281,6 +312,7 @@ OPCODES: dict[bytes, Callable[[_Reader], Any]] = {
     b"R": _reduce,
     b"\x81": _reduce,  # NEWOBJ
     b"\x92": _newobj_ex,
-    b"b": lambda r: r.build(),
+    b"b": _Reader.build,
     b"Q": lambda r: r.push(r.persistent(r.pop())),
 }
+ACTIONS = [OPCODES.get(bytes([code])) for code in range(256)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -20,7 +21,7 @@ import torch
 from teaching import refused
 from torch import nn
 
-from weights_convert import files, pickle_names, pickles
+from weights_convert import files, mapped, pickle_names, pickles
 from weights_convert.rules import ConversionError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5, -2.0], dtype=torch.float16)}
@@ -229,6 +230,15 @@ def test_members_at_other_places_than_the_table_says(tmp_path: Path) -> None:
         (b"\x80\x02(K\x01K\x02.", "opcode|holds a"),
         (b"\x80\x020.", "empty stack"),
         (b"\x80\x02R.", "empty stack"),
+        (b"\x80\x02K\x01(\x85.", "empty stack"),  # the value is below the mark
+        (b"\x80\x02K\x01t.", "no mark"),
+        (b"\x80\x02(0K\x01.", "holds a int"),  # POP takes a mark off too
+        (b"\x80\x02(0t.", "no mark"),
+        (b"\x80\x02J\x01\x00", "STOP"),
+        (b"\x80\x02K\x01K", "STOP"),
+        (b"\x80\x02K\x01", "STOP"),
+        (b"\x80\x02ctorch", "without an end"),
+        (b"\x80\x02c" + b"x" * 600 + b"\ny\n.", "without an end"),
         (b"\x80\x02K\x01\x85.", "holds a tuple"),
         (b"\x80\x02h\x07.", "memo entry 7"),
         (b"\x80\x02}(K\x01u.", "pairs"),
@@ -253,3 +263,25 @@ def test_streams_that_are_no_checkpoint(tmp_path: Path, stream: bytes, says: str
     path = archive(tmp_path / "x.pt", {"x/data.pkl": stream})
     with pytest.raises(ConversionError, match=says):
         files.read(path)
+
+
+def test_the_collector_rests_while_a_pickle_is_read() -> None:
+    """One look of Python's collector through all objects of torch takes as long as reading SD1.5's pickle."""
+    seen: list[bool] = []
+    stream = b"\x80\x02K\x01Q."
+    for after in (True, False):
+        (gc.enable if after else gc.disable)()
+        try:
+            pickles.load(stream, 0, lambda _: seen.append(gc.isenabled()))
+            with pytest.raises(pickle_names.PickleError, match="STOP"):
+                pickles.load(stream[:-1], 0, lambda _: seen.append(gc.isenabled()))
+            assert gc.isenabled() == after
+        finally:
+            gc.enable()
+    assert seen == [False] * 4
+
+
+def test_sizes_whose_product_is_beyond_any_checkpoint() -> None:
+    assert mapped.sizes([2**24, 2**23, 1]) == (2**24, 2**23, 1)
+    for wrong in ([2**24, 2**24], [2**30, 0, 2**30], [-1], [True], [2.0], [1] * 17, "12"):
+        assert mapped.sizes(wrong) is None, wrong
