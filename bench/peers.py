@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from i2v.load import sort_weights, trim_after_levels
+from i2v.load import trim_after_levels
 from i2v.memory_plans import LEAN
+from i2v.models import cpu
 from i2v.models.clip_text import CLIP_L, CLIPTextModel
 from i2v.models.clip_vision import VIT_H14, CLIPVisionModel
 from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.int8 import Int8Weight
 from i2v.models.ip_adapter import add_ip_adapter
 from i2v.models.motion import MOTION_V2, add_motion_modules
 from i2v.models.unet import SD15, DeepFeatures, UNet, UNetConfig
@@ -123,7 +125,9 @@ def our_step(
     conditions: 1 for a call without guidance; deep: what inner levels are taken from, see `UNet.forward`.
     """
     net.budget = LEAN.cpu_budget
-    sort_weights(net)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and not isinstance(module.weight, Int8Weight):  # as `load.build` does
+            module.weight = nn.Parameter(cpu.sorted_weight(module.weight), requires_grad=False)
     if not any(module._forward_hooks for module in net.down_blocks):  # called for every kind of step
         trim_after_levels(net)
     context = net.context_kv(given["context"][:conditions], given["image_tokens"][:conditions])
