@@ -101,7 +101,7 @@ def as_used(plan: Plan, dtype: torch.dtype) -> Networks:
         for start, module in built.slots[name].items():
             module.to(load.dtype_of(name, plan.parts[name].config, dtype))
             for key, tensor in module.state_dict().items():
-                if start + key in wanted and load.is_int8(plan, name, tensor):
+                if plan.files.int8 and start + key in wanted and load.is_int8(name, key, tensor):
                     put(module, key, quantised(tensor))
     return built
 

@@ -281,8 +281,8 @@ def cast(
     """Floating-point tensors as `dtype`, one after the other; integers, flags and what has the dtype stay as they are.
 
     This is the moment when mapped tensors are read; of those that are copied nothing stays in memory. then: what else
-    becomes of each, by its name, before the next one is read. Tensors of nothing but NaN are warned of. Raises ConversionError that names the tensors whose finite numbers would become
-    infinite: float16 ends at 65,504.
+    becomes of each, by its name, before the next one is read. Tensors of nothing but NaN are warned of. Raises
+    ConversionError that names the tensors whose finite numbers would become infinite: float16 ends at 65,504.
     """
     out: dict[str, Tensor] = {}
     lost: list[str] = []

@@ -52,10 +52,12 @@ class Int8Weight(Tensor):
         return func(*args, **kwargs)
 
 
+@torch.no_grad()
 def quantised(weight: Tensor) -> Int8Weight:
     """The nearest multiples of 1/127 of the largest number of each output channel; weight: (out, ...), 2-d or more.
 
-    Off by half such a step at most, and by the rounding of the weight's number format.
+    Off by half such a step at most, and by the rounding of the weight's number format; in float16 steps are multiples
+    of 6e-8.
     """
     others = tuple(range(1, weight.ndim))
     rounded = torch.empty_like(weight, dtype=torch.int8)
