@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from i2v.load import sort_weights, trim_after_levels
+from i2v.load import is_int8, trim_after_levels
 from i2v.memory_plans import LEAN
+from i2v.models import cpu
 from i2v.models.clip_text import CLIP_L, CLIPTextModel
 from i2v.models.clip_vision import VIT_H14, CLIPVisionModel
 from i2v.models.i2v_adapter import add_i2v_adapter
+from i2v.models.int8 import Int8Weight, quantised
 from i2v.models.ip_adapter import add_ip_adapter
 from i2v.models.motion import MOTION_V2, add_motion_modules
 from i2v.models.unet import SD15, DeepFeatures, UNet, UNetConfig
 from i2v.models.vae import SD_VAE, VAE
+from i2v.residency import put
 from weights_convert.diffusers_configs import to_json
 
 CUT = replace(SD15, channels=SD15.channels[:2], depths=SD15.depths[:2], heads=SD15.heads[:2])  # its two finest levels
@@ -56,6 +59,14 @@ def unet(config: UNetConfig, adapter: bool = False) -> UNet:
         if adapter:
             add_i2v_adapter(net)
     return net
+
+
+def as_int8(ours: UNet, net: UNet) -> UNet:
+    """`net`, on the meta device, with the tensors of ours: as int8 those that `--int8` holds so."""
+    for key, tensor in ours.state_dict().items():
+        part = "i2v_adapter" if ".i2v_adapter." in key else "unet"
+        put(net, key, quantised(tensor) if is_int8(part, key, tensor) else tensor)
+    return net.requires_grad_(False).eval()
 
 
 def diffusers_unet(ours: UNet) -> Any:
@@ -123,7 +134,9 @@ def our_step(
     conditions: 1 for a call without guidance; deep: what inner levels are taken from, see `UNet.forward`.
     """
     net.budget = LEAN.cpu_budget
-    sort_weights(net)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and not isinstance(module.weight, Int8Weight):  # as `load.build` does
+            module.weight = nn.Parameter(cpu.sorted_weight(module.weight), requires_grad=False)
     if not any(module._forward_hooks for module in net.down_blocks):  # called for every kind of step
         trim_after_levels(net)
     context = net.context_kv(given["context"][:conditions], given["image_tokens"][:conditions])

@@ -28,6 +28,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # plan, frames, side, number format, o
     "8": ("lean", "8", "512", "bfloat16"),
     "9": ("least", "16", "512", "bfloat16"),
     "10": ("lean", "16", "512", "bfloat16"),
+    "11": ("lean", "4", "256", "bfloat16", "--int8"),
 }
 
 

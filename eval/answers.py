@@ -67,6 +67,7 @@ class Variant:
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     deep_every: int = 1
+    int8: bool = False
 
 
 FLOOR, CEILING = Variant("floor"), Variant("ceiling")
@@ -97,13 +98,15 @@ class Answer:
 def key_of(job: Job, weights: dict[str, str], dtype: str, frames: int) -> str:
     """The clip's name: 20 hexadecimal digits of a hash over everything that decides its pixels."""
     question = job.question
-    facts = {
+    facts: dict[str, Any] = {
         "variant": asdict(job.variant),
         "caption": question.caption,
         "seed": question.seed,
         "picture": _sha256(question.picture),
         "frames": frames,
     }
+    if not job.variant.int8:
+        del facts["variant"]["int8"]  # clips that were made before it was there keep their names
     if job.variant.kind != "floor":
         facts |= {"weights": weights, "dtype": dtype, "version": __version__}
     if job.variant.lora:
@@ -162,7 +165,7 @@ def _clip(job: Job, bench: Bench) -> Video:
     question, variant = job.question, job.variant
     if variant.kind == "floor":
         return np.repeat(question.truth[:1], bench.frames, axis=0)
-    pipe = pipeline(replace(bench, dtype=variant.dtype or bench.dtype), variant.lora)
+    pipe = pipeline(replace(bench, dtype=variant.dtype or bench.dtype), variant.lora, variant.int8)
     if variant.kind == "ceiling":
         truth = question.truth if len(question.truth) > 1 else np.repeat(question.truth, bench.frames, axis=0)
         return through_vae(pipe, truth)
@@ -175,9 +178,9 @@ def _clip(job: Job, bench: Bench) -> Video:
 
 
 @functools.lru_cache(maxsize=2)
-def pipeline(bench: Bench, lora: str = "") -> I2VPipeline:
+def pipeline(bench: Bench, lora: str = "", int8: bool = False) -> I2VPipeline:
     """The loaded model, with a LoRA file merged into it; kept."""
-    return load("tiny", bench.device, bench.dtype, bench.weights, lora=lora or ())
+    return load("tiny", bench.device, bench.dtype, bench.weights, lora=lora or (), int8=int8)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ EXACT = "exact"
 ROWS: dict[str, dict[str, Any]] = {
     EXACT: {},
     "bfloat16": {"dtype": "bfloat16"},
+    "--int8": {"int8": True},
     "--deep-every 2": {"deep_every": 2},
     "--deep-every 3": {"deep_every": 3},
     "--deep-every 5": {"deep_every": 5},

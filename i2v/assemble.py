@@ -56,6 +56,7 @@ class ModelFiles:
     lora_ignore_alpha: bool = flag(False, "LoRA: take no notice of the files' alpha, as the authors' code")
     controlnet: tuple[str, ...] = flag((), "TYPE=FILE: a ControlNet for the pictures of --control TYPE=...")
     tokenizer: Path | None = flag(None, "a folder with vocab.json and merges.txt")
+    int8: bool = flag(False, "hold the UNet's weights as int8, an approximation: less memory, somewhat slower")
 
 
 @dataclass(frozen=True)

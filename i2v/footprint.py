@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count
 
+from i2v.models.int8 import Int8Weight
+
 GROWTH = 150e6  # bytes allowed for libraries once they compute: kernels, threads, buffers
 RETAINED = 0.15  # allowed for, of what is worked with: what the allocator keeps in pieces too small to use
 aten = torch.ops.aten
@@ -44,6 +46,8 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if Int8Weight in types:
+            return NotImplemented  # it makes plain ones, which are counted
         for x in tree_leaves((args, kwargs)):
             self.known(x, 0)
         out = func(*args, **(kwargs or {}))

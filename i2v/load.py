@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
@@ -17,9 +18,10 @@ from i2v.assemble import TEXT_FILES, ModelFiles, Part, Plan
 from i2v.config import ConfigError
 from i2v.device import pick_device, pick_dtype
 from i2v.free_memory import give_back_freed_memory
-from i2v.lora import merge
+from i2v.lora import Changes, check
 from i2v.memory_plans import FULL, IN_UNET, MemoryPlan, stages_of
 from i2v.models import cpu
+from i2v.models.int8 import quantised
 from i2v.networks import Networks, networks
 from i2v.parts import CONFIGS, KINDS, PartFile, open_part, save_part, sha256
 from i2v.pipeline import I2VPipeline
@@ -33,6 +35,7 @@ __all__ = ["CONTENT", "PROJECTION", "TEXT_FILES", "PartFile", "header", "headers
 
 CONTENT = ATTENTION
 STREAMED = "levels"  # in place of the UNet's parts where they are read level by level
+Ready = Callable[[str, str, Tensor], Tensor]  # of a part, its key and the tensor: what the network takes
 
 
 def load(
@@ -53,11 +56,13 @@ def load(
     lora_ignore_alpha: bool = False,
     controlnet: str | Sequence[str] = (),
     tokenizer: str | Path | None = None,
+    int8: bool = False,
 ) -> I2VPipeline:
     """The preset, ready to run, with the given files in place of its own.
 
     folder: one file per part, in place of the preset's (`--weights`). models: where the preset's published files are
     looked for. base to tokenizer: files or folders in any published format, as sample.py's flags of these names.
+    int8: the UNet's weights are held so, an approximation.
     Raises ConfigError for files that are missing, damaged or do not belong together, before any weight is read.
     """
 
@@ -72,6 +77,7 @@ def load(
         motion=path(motion), i2v=path(i2v), ip_adapter=path(ip_adapter), image_encoder=path(image_encoder),
         vae=path(vae), lora=tuple(several(lora)), motion_lora=tuple(several(motion_lora)),
         lora_ignore_alpha=lora_ignore_alpha, controlnet=tuple(several(controlnet)), tokenizer=path(tokenizer),
+        int8=int8,
     )  # fmt: skip
     return build(assemble.plan(given), device, dtype)
 
@@ -87,13 +93,15 @@ def build(
 
     Networks are built without memory on the meta device and then given the files' tensors one by one, in `dtype`;
     the adapter stays float32 and is cast where it is used. Every tensor has its place, and every place a tensor.
-    memory: what is read now and stays; the rest is read when it is needed. Parts that a LoRA changes stay.
+    memory: what is read now and stays; the rest is read when it is needed.
     """
     plan.refuse()
     place = pick_device(device)
     number = pick_dtype(dtype, place, plan.parameters)
     built = networks({name: part.config for name, part in plan.parts.items()})
-    residency = resident(plan, built, place, number, memory)
+    changes = Changes(plan.files.lora_ignore_alpha)
+    layers = [changes.add(check(built.changed_by(name), path), scale) for name, path, scale in plan.loras]
+    residency = resident(plan, built, place, number, memory, changes)
     if memory.freed == "level" and place.type == "cpu":
         trim_after_levels(built.unet)
     now = [stage for stage in residency.stages if stage in residency.keep]
@@ -101,10 +109,6 @@ def build(
         for stage in now:
             residency.load(stage)
             bar.update()
-    weights = Facts(plan)
-    for name, path, scale in plan.loras:
-        merged = merge(built.changed_by(name), path, scale, plan.files.lora_ignore_alpha)
-        weights.layers.append(sum(merged.count.values()))
     encoders = [built.slots[name][""] for name in ("text_encoder", "text_encoder_2") if name in built.slots]
     tokenizers = plan.tokenizers()
     text = TwoEncoders(encoders, tokenizers) if len(encoders) > 1 else OneEncoder(encoders[0], tokenizers[0])
@@ -124,7 +128,7 @@ def build(
         max_frames=plan.parts["motion"].config.max_frames,
         device=place,
         dtype=number,
-        weights=weights,
+        weights=Facts(plan, layers),
         files={name: value for name, value in config.to_dict(plan.files).items() if value and name != "preset"},
         decode_chunk=memory.decode_chunk,
         decode_tile=memory.tile,
@@ -133,21 +137,25 @@ def build(
     )
 
 
-def resident(plan: Plan, built: Networks, device: torch.device, number: torch.dtype, memory: MemoryPlan) -> Residency:
+def resident(
+    plan: Plan, built: Networks, device: torch.device, number: torch.dtype, memory: MemoryPlan, changes: Changes
+) -> Residency:
     """When the parts of a model are in memory, under a plan of it."""
     stages = stages_of(plan.parts)
-    flags = [name for name, _, _ in plan.loras]
-    changed = {"unet"} if flags else set()
-    changed |= {"text"} if "lora" in flags else set()
     for network in (built.unet, *built.controlnets.values()):
         network.budget = memory.budget(device)
 
+    def ready(name: str, key: str, tensor: Tensor) -> Tensor:
+        """A part's tensor, in the number format of its use, as its network takes it."""
+        network = "unet" if name in IN_UNET else name
+        tensor = changes.made(network, key.removeprefix(ATTENTION), tensor.to(device))
+        if device.type == "cpu":
+            tensor = cpu.sorted_weight(tensor)
+        return quantised(tensor) if plan.files.int8 and is_int8(name, key, tensor) else tensor
+
     def read(name: str) -> None:
         part = plan.parts[name]
-        fill(built, name, part, device, dtype_of(name, part.config, number))
-        if device.type == "cpu":
-            for module in built.slots[name].values():
-                sort_weights(module)
+        fill(built, name, part, dtype_of(name, part.config, number), ready)
 
     def empty(name: str) -> None:
         wanted = built.shapes(name)
@@ -156,40 +164,45 @@ def resident(plan: Plan, built: Networks, device: torch.device, number: torch.dt
                 take(module, key)
         release(plan.parts[name].tensors.values())
 
-    keep = set(memory.keep) | changed
-    if memory.streamed and "unet" not in changed:
-        streamed = Streamed(built.unet, unet_tensors(plan, built, number), device)
+    paths = {key.removeprefix(ATTENTION): (name, key) for name in IN_UNET for key in built.shapes(name)}
+
+    def read_one(path: str, tensor: Tensor) -> Tensor:
+        name, key = paths[path]
+        dtype = dtype_of(name, plan.parts[name].config, number)
+        return ready(name, key, tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+    if memory.streamed:
+        stored = {path: plan.parts[name].tensors[key] for path, (name, key) in paths.items()}
+        streamed = Streamed(built.unet, stored, read_one)
         parts = [name for name in stages["unet"] if name.startswith(CONTROLNET)]
         stages = {**stages, "unet": [STREAMED, *parts]}
         return Residency(
             stages,
             lambda name: streamed.fill(streamed.resident) if name == STREAMED else read(name),
             lambda name: streamed.empty(streamed.resident) if name == STREAMED else empty(name),
-            keep,
+            memory.keep,
         )
-    return Residency(stages, read, empty, keep)
+    return Residency(stages, read, empty, memory.keep)
 
 
-def unet_tensors(plan: Plan, built: Networks, number: torch.dtype) -> dict[str, tuple[Tensor, torch.dtype]]:
-    """Every tensor of the UNet's stage by its path in the UNet, and the number format that it is used in."""
-    found: dict[str, tuple[Tensor, torch.dtype]] = {}
-    for name in IN_UNET:
-        part = plan.parts[name]
-        for key in built.shapes(name):
-            tensor = part.tensors[key]
-            dtype = dtype_of(name, part.config, number) if tensor.is_floating_point() else tensor.dtype
-            found[key.removeprefix(ATTENTION)] = tensor, dtype
-    return found
+def is_int8(part: str, key: str, tensor: Tensor) -> bool:
+    """What `int8` holds so of a part: weights of linear layers and convolutions in the UNet's stage.
+
+    Not the trained part, and not the first and last convolution: small as they are, they cost the miniature 2 dB.
+    """
+    mine = part in IN_UNET and part != "i2v_adapter" or part.startswith(CONTROLNET)
+    outer = key.endswith(("conv_in.weight", "conv_out.weight"))
+    return mine and tensor.ndim > 1 and not outer
 
 
 class Facts(Mapping[str, dict[str, Any]]):
     """`facts_of` a plan, found aside while the first video is made: to hash gigabytes takes seconds.
 
-    layers: how many each LoRA changed.
+    layers: how many each LoRA changes.
     """
 
-    def __init__(self, plan: Plan):
-        self.layers: list[int] = []
+    def __init__(self, plan: Plan, layers: Sequence[int]):
+        self.layers = layers
         self.found: Future[dict[str, dict[str, Any]]] = Future()
         Thread(target=self._find, args=(plan,), daemon=True).start()
 
@@ -217,10 +230,13 @@ class Facts(Mapping[str, dict[str, Any]]):
 
 
 def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Name and sha256 of every file that the plan uses, and the scales of LoRA: what is recorded with a video."""
+    """Name and sha256 of every file that the plan uses, the scales of LoRA, and where weights are held as int8: what is
+    recorded with a video."""
     facts: dict[str, dict[str, Any]] = {}
     for name, part in plan.parts.items():
         facts[name] = {"file": part.source.path.name, "sha256": part.source.sha256}
+        if plan.files.int8 and any(is_int8(name, key, tensor) for key, tensor in part.tensors.items()):
+            facts[name]["int8"] = True
     for number, (name, path, scale) in enumerate(plan.loras, 1):
         facts[f"{name} {number}"] = {"file": path.name, "sha256": sha256(path), "scale": scale}
     return facts
@@ -232,22 +248,21 @@ def dtype_of(name: str, config: Any, number: torch.dtype) -> torch.dtype:
     return torch.float32 if name == "i2v_adapter" or overflows else number
 
 
-def fill(built: Networks, name: str, part: Part, device: torch.device, dtype: torch.dtype) -> None:
-    """Put a file's tensors into modules built on meta, whose shapes were compared before."""
+def as_it_is(part: str, key: str, tensor: Tensor) -> Tensor:
+    """A `Ready`."""
+    return tensor
+
+
+def fill(built: Networks, name: str, part: Part, dtype: torch.dtype, ready: Ready = as_it_is) -> None:
+    """Put a file's tensors into modules built on meta, whose shapes were compared before; ready: done to each."""
     wanted = built.shapes(name)
     for start, module in built.slots[name].items():
-        given = {key: part.tensors[start + key] for key in module.state_dict() if start + key in wanted}
-        placed = {key: tensor.to(device) for key, tensor in files.cast(given, dtype, part.source.path).items()}
-        module.load_state_dict(module.state_dict() | placed, strict=True, assign=True)
         module.requires_grad_(False).eval()
-
-
-def sort_weights(network: nn.Module) -> None:
-    """Puts the weights of large convolutions into the order that a CPU multiplies by; what was mapped is given back."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and (better := cpu.sorted_weight(module.weight)) is not module.weight:
-            release([module.weight])
-            module.weight = nn.Parameter(better, requires_grad=False)
+        keys = [start + key for key in module.state_dict() if start + key in wanted]
+        given = {key: part.tensors[key] for key in keys}
+        made = files.cast(given, dtype, part.source.path, functools.partial(ready, name))
+        placed = {key.removeprefix(start): tensor for key, tensor in made.items()}
+        module.load_state_dict(module.state_dict() | placed, strict=True, assign=True)
 
 
 def trim_after_levels(unet: nn.Module) -> None:

@@ -3,6 +3,8 @@
 merged = merge({"unet": unet, "text_encoder": text_encoder}, "style.safetensors", 0.8)
 print(merged.describe())
 merged.remove()
+
+Where a model is read from files, `Changes` are added to each weight as it is read.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from i2v.models.clip_text import CLIPTextModel
-from i2v.models.lora import Merged, merge_lora, unfit
+from i2v.models.lora import LoRAPair, Merged, changed, merge_lora, unfit
 from i2v.models.unet import SD15, UNet
 from weights_convert.layouts.lora import BASES, Base
 from weights_convert.lora import LoRAFile, read_lora
@@ -66,6 +68,36 @@ def merge(
             done.remove()
         raise ConversionError(f"{path}: {error}; expected a LoRA for this model, give one") from None
     return MergedFile(file, scale, merged)
+
+
+class Changes:
+    """What LoRA files change in the weights of a model that is read."""
+
+    def __init__(self, ignore_alpha: bool = False):
+        self.ignore_alpha = ignore_alpha
+        self.of_layer: dict[tuple[str, str], list[tuple[LoRAPair, float, bool]]] = {}
+        self.files: dict[tuple[str, str], str] = {}  # of a layer's last change
+
+    def add(self, file: LoRAFile, scale: float) -> int:
+        """One more file, found by `check` to fit; returns how many layers it changes."""
+        for part, pairs in file.parts.items():
+            for path, pair in pairs.items():
+                layer = "unet" if part == "motion" else part, path
+                self.of_layer.setdefault(layer, []).append((pair, scale, self.ignore_alpha))
+                self.files[layer] = file.file
+        return sum(map(len, file.parts.values()))
+
+    def made(self, network: str, key: str, tensor: Tensor) -> Tensor:
+        """The tensor of that name in a network ("unet", "text_encoder", ...) with its changes, in the same number
+        format; itself where there are none. Raises ConversionError where it would not be finite.
+        """
+        layer = network, key.removesuffix(".weight")
+        if layer not in self.of_layer:
+            return tensor
+        try:
+            return changed(tensor, self.of_layer[layer], layer[1])
+        except ValueError as error:
+            raise ConversionError(f"{self.files[layer]}: {error}; give a smaller scale or use float32") from None
 
 
 def check(modules: Mapping[str, nn.Module], path: str | Path) -> LoRAFile:

@@ -18,11 +18,12 @@ from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.footprint import GROWTH, RETAINED, Footprint, footprint
 from i2v.free_memory import free_bytes, is_out_of_memory, keep_freed_memory, used_bytes
 from i2v.memory_plans import FULL, IN_UNET, LEAN, PLANS, MemoryPlan, stages_of
+from i2v.models.int8 import Int8Weight, quantised
 from i2v.models.unet import DeepFeatures
 from i2v.networks import Networks, networks
 from i2v.pipeline import I2VPipeline
 from i2v.request import Request
-from i2v.residency import streamed_unit
+from i2v.residency import put, streamed_unit
 from i2v.sources import ATTENTION
 
 T = TypeVar("T")
@@ -31,18 +32,20 @@ SMALL_MODEL = 512 * 2**20  # bytes of weights below which nothing is won by lett
 SLACK = 0.95  # of the free memory is used
 EFFICIENCY = 0.8  # of a large matrix product's rate, over a whole stage
 READ = 1.5e9  # bytes a second, of files that the system has in its cache
+QUANTISED = 0.3e9  # weights a second that become int8
 PIXEL_COPIES = 4  # float32 copies of decoded frames while their colours are finished
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run. Bytes: of weights in memory, and of what it works with. flops: of all of its calls."""
+    """One stage of a run. Bytes: of weights in memory, and of what it works with. flops: of all of its calls; reading:
+    of weights, seconds."""
 
     name: str
     weights: int
     work: int
     flops: int
-    read: int  # bytes of weights that are read for it
+    reading: float
 
     @property
     def bytes(self) -> int:
@@ -50,33 +53,25 @@ class Stage:
 
     def seconds(self, rate: float) -> float:
         """At `rate` operations a second."""
-        return self.flops / rate + self.read / READ
+        return self.flops / rate + self.reading
 
 
 def predict(plan: Plan, request: Request, memory: MemoryPlan, dtype: torch.dtype, device: torch.device) -> list[Stage]:
     """The stages of making one video, in order; request: with every number resolved. Nothing is read or computed."""
-    built = networks({name: part.config for name, part in plan.parts.items()})
-    size = {name: weights_of(plan, built, name, dtype) for name in plan.parts}
-    for name in plan.parts:
-        for module in built.slots[name].values():
-            module.to(load.dtype_of(name, plan.parts[name].config, dtype))
-    if "i2v_adapter" in plan.parts:  # inside the UNet, which was cast as a whole
-        for module in built.slots["i2v_adapter"].values():
-            module.float()
-    stages = {stage: sum(size[name] for name in parts) for stage, parts in stages_of(plan.parts).items()}
-    kept = {stage: stages[stage] if stage in memory.keep or keeps(plan, stage) else 0 for stage in stages}
-    unet = stages["unet"]
-    if memory.streamed and not plan.loras:
-        unet -= streamed_bytes(plan, built, dtype)
+    built = as_used(plan, dtype)
+    parts = stages_of(plan.parts)
+    stages = {stage: sum(weights_of(built, name) for name in names) for stage, names in parts.items()}
+    kept = {stage: stages[stage] if stage in memory.keep else 0 for stage in stages}
+    unet = stages["unet"] - (streamed_bytes(built) if memory.streamed else 0)
     steps = len(timesteps_from(plan.schedule, request.steps, float(request.t0 or 1)))
     height, width, frames = int(request.height or 0), int(request.width or 0), int(request.num_frames or 0)
     vae, numbers = built.slots["vae"][""], load.dtype_of("vae", plan.parts["vae"].config, dtype)
 
     def stage(name: str, needs: Sequence[str], own: int, found: Footprint, times: int, extra: int = 0) -> Stage:
         others = sum(kept[other] for other in stages if other not in needs)
-        read = sum(0 if kept[need] else stages[need] for need in needs)
-        read = read * calls if memory.streamed and "unet" in needs else read
-        return Stage(name, own + others, round(found.bytes * (1 + RETAINED)) + extra, found.flops * times, read)
+        seconds = sum(reading(built, part) for need in needs if not kept[need] for part in parts[need])
+        seconds *= calls if memory.streamed and "unet" in needs else 1
+        return Stage(name, own + others, round(found.bytes * (1 + RETAINED)) + extra, found.flops * times, seconds)
 
     with torch.device("meta"):
         pixels = torch.empty(1, 3, height, width, dtype=numbers)
@@ -98,26 +93,37 @@ def predict(plan: Plan, request: Request, memory: MemoryPlan, dtype: torch.dtype
     ]
 
 
-def keeps(plan: Plan, stage: str) -> bool:
-    """A LoRA is merged into what was read: that stays."""
-    return any(stage == "unet" or (stage == "text" and name == "lora") for name, _, _ in plan.loras)
+def as_used(plan: Plan, dtype: torch.dtype) -> Networks:
+    """The networks on the meta device, their tensors in the number formats that they are used in."""
+    built = networks({name: part.config for name, part in plan.parts.items()})
+    for name in sorted(plan.parts, key=lambda name: name != "unet"):  # which is cast with all that is inside
+        wanted = built.shapes(name)
+        for start, module in built.slots[name].items():
+            module.to(load.dtype_of(name, plan.parts[name].config, dtype))
+            for key, tensor in module.state_dict().items():
+                if plan.files.int8 and start + key in wanted and load.is_int8(name, key, tensor):
+                    put(module, key, quantised(tensor))
+    return built
 
 
-def weights_of(plan: Plan, built: Networks, part: str, dtype: torch.dtype) -> int:
-    """Bytes of a part in the number format that it is used in."""
-    own = load.dtype_of(part, plan.parts[part].config, dtype)
-    tensors = [plan.parts[part].tensors[key] for key in built.shapes(part)]
-    return sum(t.numel() * (own.itemsize if t.is_floating_point() else t.element_size()) for t in tensors)
+def weights_of(built: Networks, part: str) -> int:
+    """Bytes of a part."""
+    return sum(tensor.nbytes for tensor in built.shapes(part).values())
 
 
-def streamed_bytes(plan: Plan, built: Networks, dtype: torch.dtype) -> int:
+def reading(built: Networks, part: str) -> float:
+    """Seconds."""
+    tensors = built.shapes(part).values()
+    return sum(t.nbytes / READ + (t.numel() / QUANTISED if isinstance(t, Int8Weight) else 0) for t in tensors)
+
+
+def streamed_bytes(built: Networks) -> int:
     """What of the UNet's weights is not in memory while its largest level is."""
     units: dict[str, int] = {}
     for name in IN_UNET:
-        own = load.dtype_of(name, plan.parts[name].config, dtype)
-        for key in built.shapes(name):
+        for key, tensor in built.shapes(name).items():
             if unit := streamed_unit(key.removeprefix(ATTENTION)):
-                units[unit] = units.get(unit, 0) + plan.parts[name].tensors[key].numel() * own.itemsize
+                units[unit] = units.get(unit, 0) + tensor.nbytes
     return sum(units.values()) - max(units.values())
 
 
@@ -196,8 +202,8 @@ def order(plan: Plan, dtype: torch.dtype, device: torch.device, wanted: str) -> 
     names = list(PLANS)
     if wanted != "auto":
         return [PLANS[name] for name in names[names.index(wanted) :]]
-    built = networks({name: part.config for name, part in plan.parts.items()})
-    small = sum(weights_of(plan, built, name, dtype) for name in plan.parts) < SMALL_MODEL
+    built = as_used(plan, dtype)
+    small = sum(weights_of(built, name) for name in plan.parts) < SMALL_MODEL
     first = FULL if small or device.type != "cpu" else LEAN
     return [PLANS[name] for name in names[names.index(first.name) :]]
 
@@ -329,4 +335,4 @@ def held_bytes(pipe: I2VPipeline) -> int:
     """Of weights that a model has in memory now."""
     networks = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.image_encoder, pipe.image_projection)
     tensors = [t for net in (*networks, *pipe.controlnets.values()) for t in (*net.parameters(), *net.buffers())]
-    return sum(t.numel() * t.element_size() for t in tensors if t.device.type != "meta")
+    return sum(t.nbytes for t in tensors if t.device.type != "meta")

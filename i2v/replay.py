@@ -75,12 +75,18 @@ class Recipe:
                 lines.append(f"the weights of {name} are others: sha256 {old[:12]} then, {new[:12]} now")
             elif then.get("scale") != here.get("scale"):
                 lines.append(f"the scale of {name} was {then.get('scale')}, is {here.get('scale')}")
+            elif then.get("int8") != here.get("int8"):
+                lines.append(f"the weights of {name} were held {_held(then)}, are held {_held(here)}")
         fresh = to_dict(Request())  # of settings that the video is older than
         for name in sorted(was["request"].keys() | now["request"].keys()):
             before, after = (made["request"].get(name, fresh.get(name)) for made in (was, now))
             if before != after:
                 lines.append(f"{name} was {before!r}, is {after!r}")
         return lines
+
+
+def _held(facts: Mapping[str, Any]) -> str:
+    return "as int8" if facts.get("int8") else "exactly"
 
 
 def recipe(path: Path) -> Recipe:

@@ -106,17 +106,17 @@ def take(network: nn.Module, key: str) -> None:
     owner = network.get_submodule(path)
     old = owner._parameters.get(name, owner._buffers.get(name))
     if old is not None:
-        put(network, key, torch.empty_like(old, device="meta"))
+        put(network, key, torch.empty(old.shape, dtype=old.dtype, device="meta"))
 
 
 class Streamed:
     """A UNet whose levels are in memory one at a time: each is filled before it runs and emptied after it.
 
-    stored: every tensor by its path in the UNet, and the number format that it is used in.
+    stored: every tensor by its path in the UNet. read: makes of it what the UNet takes, or leaves it as it is.
     """
 
-    def __init__(self, unet: nn.Module, stored: Mapping[str, tuple[Tensor, torch.dtype]], device: torch.device):
-        self.unet, self.stored, self.device = unet, stored, device
+    def __init__(self, unet: nn.Module, stored: Mapping[str, Tensor], read: Callable[[str, Tensor], Tensor]):
+        self.unet, self.stored, self.read = unet, stored, read
         self.units: dict[str, list[str]] = {}
         self.resident: list[str] = []
         for key in stored:
@@ -129,15 +129,16 @@ class Streamed:
 
     def fill(self, keys: Sequence[str]) -> None:
         for key in keys:
-            tensor, dtype = self.stored[key]
-            put(self.unet, key, tensor.to(self.device, dtype))
-            if dtype != tensor.dtype or self.device.type != "cpu":
+            tensor = self.stored[key]
+            used = self.read(key, tensor)
+            put(self.unet, key, used)
+            if used is not tensor:
                 release([tensor])
 
     def empty(self, keys: Sequence[str]) -> None:
         for key in keys:
             take(self.unet, key)
-        release([self.stored[key][0] for key in keys])
+        release([self.stored[key] for key in keys])
 
     def _before(self, keys: Sequence[str], *_: Any) -> None:
         self.fill(keys)

@@ -272,12 +272,17 @@ def _join(shards: list[Path]) -> Read:
     return tensors, {}
 
 
-def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) -> dict[str, Tensor]:
+def cast(
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    file: str | Path,
+    then: Callable[[str, Tensor], Tensor] = lambda key, tensor: tensor,
+) -> dict[str, Tensor]:
     """Floating-point tensors as `dtype`, one after the other; integers, flags and what has the dtype stay as they are.
 
-    This is the moment when mapped tensors are read; of those that are copied nothing stays in memory. Tensors of
-    nothing but NaN are warned of. Raises ConversionError that names the tensors whose finite numbers would become
-    infinite: float16 ends at 65,504.
+    This is the moment when mapped tensors are read; of those that are copied nothing stays in memory. then: what else
+    becomes of each, by its name, before the next one is read. Tensors of nothing but NaN are warned of. Raises
+    ConversionError that names the tensors whose finite numbers would become infinite: float16 ends at 65,504.
     """
     out: dict[str, Tensor] = {}
     lost: list[str] = []
@@ -289,7 +294,7 @@ def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype, file: str | Path) ->
         if new.dtype != tensor.dtype and _overflows(tensor, new):
             lost.append(key)
         else:
-            out[key] = new
+            out[key] = new = then(key, new)
         if new is not tensor:
             release([tensor])
     if empty:

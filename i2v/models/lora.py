@@ -88,6 +88,26 @@ def unfit(module: nn.Module, pairs: Mapping[str, LoRAPair]) -> list[str]:
     return problems
 
 
+@torch.no_grad()
+def changed(
+    weight: Tensor, by: Sequence[tuple[LoRAPair, float, bool]], path: str, like: Tensor | None = None
+) -> Tensor:
+    """The weight plus these changes, each with its scale and `ignore_alpha`, summed in float32 and cast once.
+
+    path: of its layer. like: a tensor of the wanted device and number format, by default the weight.
+    Raises ValueError for a sum that is not finite.
+    """
+    like = weight if like is None else like
+    total = weight.to(like.device, torch.float32, copy=True)
+    for pair, scale, ignore_alpha in by:
+        total += delta(pair, total.shape, scale, ignore_alpha, like.device)
+    cast = total.to(like.dtype)
+    if not torch.isfinite(cast).all():
+        scales = " and ".join(str(scale) for _, scale, _ in by)
+        raise ValueError(f"{path}: with the LoRA at scale {scales} it holds infinities or NaN as {cast.dtype}")
+    return cast
+
+
 class _Stack:
     """The LoRAs in one layer, on top of the weight that it had before."""
 
@@ -106,13 +126,7 @@ class _Stack:
         if not merged:  # the very tensor, unless the model was moved or cast since
             same = (now.device, now.dtype) == (self.original.device, self.original.dtype)
             return self.original if same else nn.Parameter(self.original.detach().to(now), now.requires_grad)
-        with torch.no_grad():
-            total = self.original.to(now.device, torch.float32, copy=True)
-            for by, pair in merged.items():
-                total += delta(pair, total.shape, by.scale, by.ignore_alpha, now.device)
-            cast = total.to(now.dtype)
-        if not torch.isfinite(cast).all():
-            raise ValueError(f"{path}: with the LoRA at scale {by.scale} it holds infinities or NaN as {cast.dtype}")
+        cast = changed(self.original, [(pair, by.scale, by.ignore_alpha) for by, pair in merged.items()], path, now)
         return nn.Parameter(cast, requires_grad=now.requires_grad)
 
     def put(self, weight: Tensor, merged: dict[Merged, LoRAPair]) -> None:

@@ -183,7 +183,7 @@ def _filled(cfg: Training, made: Plan, parts: Sequence[str]) -> PublishedNetwork
     once = {"vae", "text_encoder", "text_encoder_2", "image_encoder"}  # run before training, in full precision
     for name, part in made.parts.items():
         dtype = torch.float32 if name in trained | once else DTYPES[cfg.dtype]
-        load.fill(built, name, part, torch.device("cpu"), dtype)
+        load.fill(built, name, part, dtype)
     slots, added = built.slots, dict[str, Mapping[str, nn.Module]]()
     if "motion" in parts:
         added["motion"] = built.added("motion")

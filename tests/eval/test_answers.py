@@ -67,6 +67,7 @@ def test_a_key_is_all_that_decides_the_pixels() -> None:
         key(frames=5),
         *(key(replace(job, variant=replace(VARIANT, **{name: 0.25}))) for name in ("t0", "p", "i2v_scale", "ip_scale")),
         key(replace(job, variant=replace(VARIANT, deep_every=2))),
+        key(replace(job, variant=replace(VARIANT, int8=True))),
         key(replace(job, variant=replace(VARIANT, guidance_end=0.5))),
         key(replace(job, question=replace(question, caption="another"))),
         key(replace(job, question=replace(question, seed=99))),

@@ -15,6 +15,8 @@ from i2v.assemble import ModelFiles
 from i2v.load import build
 from i2v.memory_plans import FULL, PLANS, MemoryPlan
 from i2v.pipeline import I2VPipeline
+from weights_convert import files
+from weights_convert.rules import ConversionError
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 SETTINGS = {"steps": 2, "num_frames": 4, "height": 48, "width": 64, "prompt": "a red ball"}
@@ -94,17 +96,18 @@ def test_one_level_at_a_time(folder: Path) -> None:
     assert all(not levels for levels in seen) and len(seen) >= 5  # our hook runs after the one that empties
 
 
-def test_a_lora_s_parts_stay(folder: Path, tmp_path: Path) -> None:
-    from weights_convert import files
-
-    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    path = tmp_path / "style.safetensors"
-    files.write(path, {f"{key}.lora_down.weight": torch.ones(2, 32), f"{key}.lora_up.weight": torch.ones(32, 2),
-                       f"{key}.alpha": torch.tensor(2.0)})  # fmt: skip
+def test_a_lora_is_merged_as_its_parts_are_read(folder: Path, tmp_path: Path) -> None:
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    path, draw = tmp_path / "style.safetensors", torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 32, generator=draw), torch.randn(32, 2, generator=draw)
+    files.write(path, {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(2.0)})
     given = ModelFiles(weights=folder, lora=(str(path),))
-    pipe = build(assemble.plan(given), memory=PLANS["least"])
-    frames = [pipe(PICTURE, **SETTINGS).frames for _ in range(2)]
-    assert np.array_equal(*frames) and there(pipe)["unet"] and not there(pipe)["vae"]
-    plain = pipeline(folder, PLANS["least"])(PICTURE, **SETTINGS).frames
-    assert not np.array_equal(frames[0], plain)
-    assert pipe.weights["lora 1"]["layers"] == 1
+    expected = build(assemble.plan(given), memory=FULL)(PICTURE, **SETTINGS).frames.astype(int)
+    assert np.abs(pipeline(folder, FULL)(PICTURE, **SETTINGS).frames - expected).max() > 12
+    for name in ("lean", "least"):
+        pipe = build(assemble.plan(given), memory=PLANS[name])
+        for _ in range(2):
+            assert np.abs(pipe(PICTURE, **SETTINGS).frames - expected).max() <= 1 and not any(there(pipe).values())
+        assert pipe.weights["lora 1"]["layers"] == 1
+    with pytest.raises(ConversionError, match=r"style\.safetensors: .*to_out.0: .* at scale 1000000.0 .* infinities"):
+        build(assemble.plan(dataclasses.replace(given, lora=(f"{path}:1e6",))), dtype=torch.float16)
