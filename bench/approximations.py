@@ -103,6 +103,6 @@ def table(results: Mapping[str, Any], settings: Mapping[int, int]) -> str:
             columns.append(found["seconds of a run"])
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name in SETTINGS:
-        shares = " | ".join(f"{column[name] / column[EXACT]:.2f}" for column in columns)
+        shares = " | ".join(f"{c[name] / c[EXACT]:.2f}" if name in c else "*not run*" for c in columns)
         lines.append(f"| {name if name == EXACT else f'`{name}`'} | {shares} |")
     return "\n".join(lines)

@@ -39,7 +39,8 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+# not 1: with zero terminal SNR they take the root of a rounding error, which some processors make negative
+@pytest.mark.parametrize("eta", [0.0, 0.4, 0.99])
 @pytest.mark.parametrize(
     ("prediction", "zero", "spacing"),
     [
