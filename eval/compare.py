@@ -13,6 +13,7 @@ from eval.measured import measure
 from eval.networks import NetworkFiles, open_networks
 from eval.report import Report, write
 from eval.scores import Switches
+from eval.tables import count_of
 from eval.video_set import least
 from eval.videos import Video, described, found
 from i2v import config
@@ -54,7 +55,7 @@ def run(cfg: Comparison) -> None:
     switches = Switches(cfg.evalcrafter, cfg.dover_seed)
     measured = measure(videos, files, networks, switches, cfg.frames, cfg.out, cfg.workers)
     size = measured[0].size
-    about = f"{len(videos)} videos of {size[0]} frames."
+    about = f"{count_of(len(videos), 'video')} of {size[0]} frames."
     title = "Videos measured" + (" as by EvalCrafter's code" if cfg.evalcrafter else "")
     report = Report(title, about, cfg.out, config.to_dict(cfg), networks, cfg.interval, shown=cfg.shown)
     for table in write(report, measured):

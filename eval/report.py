@@ -19,7 +19,7 @@ from eval.measured import Measured, picture_of, read
 from eval.networks import Networks
 from eval.page import Grid, Section, Shot, write_page
 from eval.scores import PAPER, Scores, columns, shown
-from eval.tables import NONE, Column, Table, cell
+from eval.tables import NONE, Column, Table, cell, count_of
 from eval.video_set import least, mean_and_interval
 from i2v import __version__
 from i2v.config import write_text
@@ -117,7 +117,7 @@ def missing(measured: Sequence[Measured], shown_columns: Sequence[Column]) -> li
     for (reason, count), heads in columns_of.items():
         all_of_them = count == len(measured)
         named = all_of_them and any(reason.lower().startswith(head.partition(" x ")[0].lower()) for head in heads)
-        state = "empty" if all_of_them else f"without {count} videos"
+        state = "empty" if all_of_them else f"without {count_of(count, 'video')}"
         out.append(f"Empty: {reason}." if named else f"{', '.join(heads)}: {state}; {reason}.")
     return out
 
@@ -133,18 +133,22 @@ def warnings(report: Report, measured: Sequence[Measured]) -> list[str]:
         out.append("Some videos went through a codec and some did not, which changes the values.")
     if any(m.video.reference is None for m in measured):
         none = [m.label for m in measured if m.video.reference is None]
-        out.append(f"{len(none)} videos have no reference picture ({none[0]}, ...): name pictures as the videos and "
-                   "give --reference; similarity and drift of these are against frame 0.")  # fmt: skip
+        out.append(f"Without a reference picture: {count_of(len(none), 'video')} ({first_of(none)}); name pictures as "
+                   "the videos and give --reference. Similarity and drift of these are against frame 0.")  # fmt: skip
     for name in dict.fromkeys(name for m in measured for name in m.scores.details if name.startswith("warping_error")):
         of = [m for m in measured if 0 in m.scores.details.get(name, {}).get("kept", [])]
         if of:
-            what = f"WarpingError{name.removeprefix('warping_error')} of {len(of)} of {len(measured)} videos"
-            out.append(f"{what} ({of[0].label}, ...) has pairs of frames of which no pixel could be compared: these "
-                       "count as 0, which says nothing.")  # fmt: skip
+            what = f"WarpingError{name.removeprefix('warping_error')}, {count_of(len(of), 'video')} of {len(measured)}"
+            out.append(f"{what} ({first_of([m.label for m in of])}), has pairs of frames of which no pixel could be "
+                       "compared: these count as 0, which says nothing.")  # fmt: skip
     small = [name for name, found in by_model(measured).items() if len({m.video.scene for m in found}) < least()]
     if small and report.percent is None:
         out.append(f"No intervals for {', '.join(small)}: 95 % need {least()} pictures or more.")
     return out
+
+
+def first_of(labels: Sequence[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{labels[0]}, ..."
 
 
 def motion_against_error(models: Mapping[str, Sequence[Measured]]) -> str:
@@ -163,7 +167,7 @@ def motion_against_error(models: Mapping[str, Sequence[Measured]]) -> str:
 
 
 def side_by_side(report: Report, measured: Sequence[Measured]) -> list[Section]:
-    """The first pictures, each with all videos of it."""
+    """The first pictures, each with all videos of it; those of another prompt stand in a row of their own."""
     scenes = list(dict.fromkeys(m.video.scene for m in measured))
     words = "" if len(scenes) <= report.shown else f"The first {report.shown} of {len(scenes)} pictures."
     rows: dict[str, list[Shot]] = {}
@@ -171,11 +175,13 @@ def side_by_side(report: Report, measured: Sequence[Measured]) -> list[Section]:
         alone = [shot(m, m.label) for m in measured[: report.shown]]
         return [Section("Clips", words, shots={"One of each picture": alone})] if alone else []
     for scene in scenes[: report.shown]:
-        found = [m for m in measured if m.video.scene == scene]
-        prompt = next((m.video.prompt for m in found if m.video.prompt), "")
-        picture = picture_of(found[0].video, *found[0].size[1:])
-        still = [] if picture is None else [Shot(_small(picture[None]), "the picture")]
-        rows[f"{scene}: {prompt}" if prompt else scene] = still + [shot(m) for m in found]
+        of_picture = [m for m in measured if m.video.scene == scene]
+        first, *others = dict.fromkeys(m.video.prompt for m in of_picture if m.video.prompt) or [""]
+        for prompt in (first, *others):
+            found = [m for m in of_picture if (m.video.prompt or first) == prompt]  # many tell no prompt
+            picture = picture_of(found[0].video, *found[0].size[1:])
+            still = [] if picture is None else [Shot(_small(picture[None]), "the picture")]
+            rows[f"{scene}: {prompt}" if prompt else scene] = still + [shot(m) for m in found]
     return [Section("Side by side", words, shots=rows)] if rows else []
 
 

@@ -22,6 +22,7 @@ from eval.networks import NetworkFiles, open_networks
 from eval.paper import OURS, TABLES, Row
 from eval.picture_set import MJHQ_COUNT, Pair, chosen, of_world, write_list
 from eval.scores import Switches
+from eval.tables import count_of
 from eval.videos import Video, described, found
 from eval.workers import spread
 from i2v import assemble, config, load
@@ -96,8 +97,9 @@ def run(table: str, cfg: Reproduction) -> None:
     if small:
         measured = in_small(measured)
     size = measured[0].size
-    about = (f"{len(pairs)} pictures (set seed {cfg.set_seed}, listed in pictures.json), {len(measured)} videos of "
-             f"{size[0]} frames, {size[2]} x {size[1]}, {cfg.steps} steps, {plan.preset.about}.")  # fmt: skip
+    about = (f"{count_of(len(pairs), 'picture')} (set seed {cfg.set_seed}, listed in pictures.json), "
+             f"{count_of(len(measured), 'video')} of {size[0]} frames, {size[2]} x {size[1]}, {cfg.steps} steps, "
+             f"{plan.preset.about}.")  # fmt: skip
     paper = {row.name: row.values for row in TABLES[table]}
     done = report.Report(TITLES[table], about, out, {"table": table, **config.to_dict(cfg)}, networks, cfg.interval,
                          paper, cfg.shown)  # fmt: skip

@@ -82,6 +82,11 @@ class Table:
         return "\n".join([self.title, *lines, *filter(None, self.note.split("\n\n"))]) + "\n"
 
 
+def count_of(number: int, noun: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 

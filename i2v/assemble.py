@@ -171,7 +171,8 @@ def _controlnet(text: str) -> tuple[str, Source]:
     """TYPE=FILE -> the name of the part, and its file."""
     kind, sign, path = text.partition("=")
     if not (sign and kind and path):
-        raise ConfigError(f"--controlnet {text}: expected TYPE=FILE, such as canny=control_v11p_sd15_canny.pth")
+        raise ConfigError(f"--controlnet {text}: expected TYPE=FILE; write it as in "
+                          "--controlnet canny=control_v11p_sd15_canny.pth")  # fmt: skip
     return CONTROLNET + kind, _open("controlnet", Path(path))
 
 
@@ -184,13 +185,13 @@ def _open(name: str, path: Path) -> Source:
         advice = [line for line in more if not line.startswith(("  ", KNOWN))]
         text = " ".join([first, "; ".join([*nearest[:3], *advice])])
         raise ConfigError(f"{flag_of(name)} {text.strip()}") from None
-    wanted = "controlnet" if name == "controlnet" else PART_OF.get(name)
-    if name == "base" and not BASE_PARTS & source.parts.keys():
+    wanted = BASE_PARTS if name == "base" else {PART_OF.get(name, name)}
+    if not wanted & source.parts.keys():
         flags = [flag_of(one) for one, part in (*PART_OF.items(), ("controlnet", "controlnet")) if part in source.parts]
-        raise ConfigError(f"--base {source}: it holds no part of a base model, only {listed(sorted(source.parts))}"
-                          + (f"; give it with {' or '.join(flags)}" if flags else ""))  # fmt: skip
-    if wanted is not None and wanted not in source.parts:
-        raise ConfigError(f"{flag_of(name)} {source}: it holds no {wanted}, only {listed(sorted(source.parts))}")
+        flags += ["--base"] * (not BASE_PARTS.isdisjoint(source.parts))
+        raise ConfigError(f"{flag_of(name)} {source}: it holds {listed(sorted(source.parts))}, expected "
+                          f"{' or '.join(sorted(wanted))}; "
+                          + (f"give it with {' or '.join(flags)}" if flags else "take another file"))  # fmt: skip
     return source
 
 
@@ -200,7 +201,8 @@ def _own_folder(made: Plan) -> None:
     if folder is None:
         return
     if made.files.models is not None:
-        raise ConfigError(f"--models {made.files.models}: the parts are in {folder}; use one of the two")
+        raise ConfigError(f"--models {made.files.models}: the parts are in {folder}, expected one of the two; "
+                          "leave --models out, or choose a preset of published files")  # fmt: skip
     there = [name for name in KINDS if (folder / f"{name}.safetensors").is_file()]
     made.sources += [("", own_source(folder / f"{name}.safetensors")) for name in there]
     made.tokenizer = folder
@@ -247,7 +249,8 @@ def _take(made: Plan, name: str, source: Source) -> None:
         networks = made.preset.networks
         if part == "vae" and config is None:
             if networks is None:
-                made.problems.append(f"{source} says nothing of its config, which the parts of {made.preset.name} do")
+                made.problems.append(f"{source}: it names no config, expected a VAE that does, as the parts of "
+                                     f"{made.preset.name}; take one that train.py wrote")  # fmt: skip
                 continue
             config = networks.vae
         if part == "text_encoder" and networks and 0 < networks.unet.pooled_dim == getattr(config, "projection_dim", 0):
@@ -269,8 +272,8 @@ def _compare(made: Plan) -> None:
     unet = parts.get("unet")
     if unet is not None and preset.networks is not None and unet.config != preset.networks.unet:
         others = [p.name for p in presets.PRESETS.values() if p.networks and p.networks.unet == unet.config]
-        hint = f"; use --preset {others[0]}" if others else ""
-        made.problems.append(f"{unet.source} is not {preset.networks.title}{hint}")
+        advice = f"use --preset {others[0]}" if others else "take another file"
+        made.problems.append(f"{unet.source}: its UNet is another, expected that of {preset.networks.title}; {advice}")
         return
     two = preset.networks.unet.pooled_dim if preset.networks else unet is not None and unet.config.pooled_dim
     wanted = [name for name in PARTS if name in made.wanted and (two or name != "text_encoder_2")]
@@ -290,8 +293,10 @@ def _compare(made: Plan) -> None:
         return
     for source in {id(part.source): part.source for part in parts.values()}.values():
         if preset.networks and source.fits and preset.networks.family not in source.fits:
-            made.problems.append(f"{source} goes with {listed(source.fits)}, --preset {preset.name} is "
-                                 f"{preset.networks.family}: take one made for {preset.networks.title}")  # fmt: skip
+            made.problems.append(
+                f"{source}: it goes with {listed(source.fits)}, expected {preset.networks.family} for --preset "
+                f"{preset.name}; take one made for {preset.networks.title}"
+            )
     made.problems += _misfits(parts)
     if made.problems:
         return
@@ -300,43 +305,50 @@ def _compare(made: Plan) -> None:
         try:
             check_shapes(built.shapes(name), part.tensors, str(part.source))
         except ConversionError as error:
-            told = [line.strip() for line in str(error).split("\n")]
-            made.problems.append(" ".join([told[0], "; ".join([*told[1:3], *told[3:][-1:]])]))  # two, and the advice
+            made.problems.append(_short(error))
     for name, path, _ in made.loras:
         try:
             check_lora(built.changed_by(name), path)
         except (ValueError, OSError) as error:
-            made.problems.append(f"{flag_of(name)} {error}")
+            made.problems.append(f"{flag_of(name)} {_short(error)}")
+
+
+def _short(error: Exception) -> str:
+    """One line: what is wrong, its first two details, and the advice at its end."""
+    told = [line.strip() for line in str(error).split("\n")]
+    return " ".join([told[0], "; ".join([*told[1:3], *told[3:][-1:]])]).strip()
 
 
 def _misfits(parts: Mapping[str, Part]) -> Iterable[str]:
     """Parts that are well-formed each and do not belong together."""
+    unet, vae = parts["unet"], parts["vae"]
+    width = unet.config.context_dim
     if "image_encoder" in parts and "image_projection" in parts:
         image, projection = parts["image_encoder"], parts["image_projection"]
         plus = projection.config.kind == "plus"
         seen = image.config.hidden_size if plus else image.config.projection_dim
         if seen != projection.config.image_dim:
-            wanted = ENCODERS.get((projection.config.kind, projection.config.image_dim), "another one")
-            yield (f"{projection.source} reads image features of width {projection.config.image_dim}, {image.source} "
-                   f"gives {seen}: it needs another --image-encoder, {wanted}")  # fmt: skip
-        if projection.config.context_dim != parts["unet"].config.context_dim:
-            yield (f"{projection.source} makes image tokens of width {projection.config.context_dim}, "
-                   f"{parts['unet'].source} reads {parts['unet'].config.context_dim}")  # fmt: skip
+            wanted = ENCODERS.get((projection.config.kind, projection.config.image_dim), "the one it was trained with")
+            yield (f"{image.source}: it gives image features of width {seen}, expected {projection.config.image_dim}, "
+                   f"which {projection.source} reads; give another --image-encoder, {wanted}")  # fmt: skip
+        if projection.config.context_dim != width:
+            yield (f"{projection.source}: it makes image tokens of width {projection.config.context_dim}, "
+                   f"expected {width}, which {unet.source} reads; give an --ip-adapter for this base")  # fmt: skip
     texts = [parts[name] for name in ("text_encoder", "text_encoder_2") if name in parts]
-    unet = parts["unet"]
-    width = sum(text.config.hidden_size for text in texts)
-    if width != unet.config.context_dim:
-        yield f"{texts[0].source} gives text of width {width}, {unet.source} reads {unet.config.context_dim}"
+    given = sum(text.config.hidden_size for text in texts)
+    if given != width:
+        yield (f"{texts[0].source}: it gives text of width {given}, expected {width}, which {unet.source} reads; "
+               "take both from one base model")  # fmt: skip
     for name, part in parts.items():
         if not name.startswith(CONTROLNET):
             continue
         if part.config.base != unet.config:
-            yield (f"--controlnet {part.source} is for a UNet of channels {part.config.channels} and text of width "
-                   f"{part.config.context_dim}, {unet.source} has {unet.config.channels} and "
-                   f"{unet.config.context_dim}: take one made for this base")  # fmt: skip
-        elif part.config.factor != parts["vae"].config.factor:
-            yield (f"--controlnet {part.source} makes a latent of {part.config.factor} pixels, "
-                   f"{parts['vae'].source} of {parts['vae'].config.factor}")  # fmt: skip
-    if parts["vae"].config.latent_channels != unet.config.latent_channels:
-        yield (f"{parts['vae'].source} has {parts['vae'].config.latent_channels} latent channels, "
-               f"{unet.source} {unet.config.latent_channels}")  # fmt: skip
+            yield (f"--controlnet {part.source}: it is for a UNet of channels {part.config.channels} and text of width "
+                   f"{part.config.context_dim}, expected {unet.config.channels} and {width}, those of {unet.source}; "
+                   "take one made for this base")  # fmt: skip
+        elif part.config.factor != vae.config.factor:
+            yield (f"--controlnet {part.source}: it makes a latent of {part.config.factor} pixels, expected "
+                   f"{vae.config.factor}, as {vae.source} does; take one made for this base")  # fmt: skip
+    if vae.config.latent_channels != unet.config.latent_channels:
+        yield (f"{vae.source}: it has {vae.config.latent_channels} latent channels, expected "
+               f"{unet.config.latent_channels}, as {unet.source} has; take both from one base model")  # fmt: skip

@@ -95,7 +95,10 @@ def save_part(
     tensors = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in flat(part).items()}
     bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     if bad:
-        raise ValueError(f"{path}: {len(bad)} tensors would hold infinities or NaN as {dtype}, first {bad[0]}")
+        raise ValueError(
+            f"{path}: {len(bad)} tensors would hold infinities or NaN as {dtype}, first {bad[0]}, expected finite "
+            "numbers; use float32 if they are too large for it"
+        )
     facts = {"family": family, "part": path.stem, "config": config, **metadata}
     header = {k: v if isinstance(v, str) else json.dumps(_plain(v)) for k, v in facts.items() if v is not None}
     files.write(path, tensors, header)
@@ -120,12 +123,15 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(cls: type[C], text: str, where: str) -> C:
-    """A config dataclass from a file's metadata; lists become tuples, unknown fields are an error."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
-    unknown = values.keys() - {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown:
-        raise ConfigError(f"{where}: {cls.__name__} knows no field {', '.join(sorted(unknown))}; the file is newer?")
-    return cls(**values)
+    """A config dataclass from a file's metadata; lists become tuples. Raises ConfigError for what it cannot hold."""
+    known = ", ".join(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{where}: its {cls.__name__} cannot be used ({error}), expected the fields {known}; take the file anew, "
+            "or use the version of this repository that wrote it"
+        ) from None
 
 
 def _decoded(text: str) -> Any:
@@ -153,8 +159,10 @@ def open_part(path: Path, config: type | None) -> PartFile:
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
     except SafetensorError as error:
-        raise ConfigError(f"{path} is damaged or no safetensors file ({error}); copy it again") from None
+        raise ConfigError(
+            f"{path} is damaged or no safetensors file ({error}), expected a part of a model; take the file anew"
+        ) from None
     if config is not None and "config" not in raw:
-        raise ConfigError(f"{path} has no config in its metadata; write it with i2v.parts.save_part")
+        raise ConfigError(f"{path} has no config in its metadata, expected one; write it with i2v.parts.save_part")
     built = from_json(config, raw["config"], str(path)) if config is not None else None
     return PartFile(path.stem, path, built, {k: _decoded(v) for k, v in raw.items()})

@@ -118,7 +118,7 @@ class Library:
             return others[0], f"{others[0].path} is taken for {wanted.file}"
         if others:
             names = ", ".join(str(source.path) for source in others)
-            return None, f"{wanted.file} could be any of {names}; choose with {flag_of(wanted.flag)}"
+            return None, f"{wanted.file} could be any of {names}, expected one; choose with {flag_of(wanted.flag)}"
         if named:
             return None, f"{named[0]} is not what its name says: {self._open(named[0])}"
         return None, ""

@@ -51,7 +51,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path}: a link to {path.readlink()}, which is not there; fetch that file again")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a .safetensors, .ckpt, .pth or .bin file or a folder")
+        raise FileNotFoundError(
+            f"{path}: no such file, expected a .safetensors, .ckpt, .pth or .bin file or a folder; give its path"
+        )
     if path.name.endswith(".json") and ".index." in path.name:
         return _read_shards(path)
     with path.open("rb") as file:

@@ -104,7 +104,7 @@ def test_what_is_wrong_is_one_line_and_code_2(run: Run, argv: list[str], words: 
 
 def test_a_file_that_is_no_controlnet(run: Run, model: Path) -> None:
     code, _, err = run(*QUICK, "--controlnet", f"pose={model / 'unet.safetensors'}")
-    assert code == 2 and "it holds no controlnet, only unet" in err
+    assert code == 2 and "it holds unet, expected controlnet; give it with --base" in err
 
 
 def test_published_files_at_full_size(manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,4 +128,5 @@ def test_published_files_at_full_size(manifest: Manifest, tmp_path: Path, capsys
     assert code == 0 and "complete, every shape fits" in out
     assert out.count("361,279,120") == 2 and "controlnet pose" in out and "controlnet-sd15-diffusers" in out
     code, out = check("xl")
-    assert code == 2 and "goes with sdxl, --preset i2v-sd15 is sd15: take one made for Stable Diffusion 1.5" in out
+    assert code == 2
+    assert "goes with sdxl, expected sd15 for --preset i2v-sd15; take one made for Stable Diffusion 1.5" in out

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from teaching import teaches
 
 import sample
 from weights_convert.files import DTYPES
@@ -86,7 +87,7 @@ def test_motion_modules_of_another_base_are_refused(
     sparse(folder / "mm.ckpt", {k: v for k, v in tensors.items() if "pos_encoder" not in k})
     argv = ["--preset", "i2v-sd15", "--models", str(folder), "--motion", str(folder / "mm.ckpt"), "--check"]
     assert sample.main(argv) == 2
-    assert "mm.ckpt (animatediff-sdxl) goes with sdxl" in capsys.readouterr().out
+    assert "mm.ckpt (animatediff-sdxl): it goes with sdxl, expected sd15" in capsys.readouterr().out
 
 
 def test_an_ip_adapter_without_patches_needs_its_encoder_too(
@@ -99,17 +100,18 @@ def test_an_ip_adapter_without_patches_needs_its_encoder_too(
     argv = ["--preset", "i2v-sd15", "--models", ".", "--ip-adapter", "base.safetensors", "--check"]
     base = ["--base", "a.ckpt", "--motion", "b.bin"]  # the release's attentions are those of the plus adapter
     assert sample.main([*argv, *base, "--image-encoder", "bigg.safetensors"]) == 2
-    assert "width 1024, bigg.safetensors (clip-vision-bigg14) gives 1280" in capsys.readouterr().out
+    assert "width 1280, expected 1024, which base.safetensors (ip-adapter-sd15) reads" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("flag", "published", "words"),
     [
         ("--lora", "lora_kohya_sdxl", "--lora other.safetensors: this is a LoRA for sdxl, expected one for sd15"),
-        ("--image-encoder", "clip_vision_vit_bigg_hf", "width 1280, other.safetensors (clip-vision-bigg14) gives 1664: "
-         "it needs another --image-encoder, CLIP ViT-H/14"),
-        ("--ip-adapter", "ip_adapter_plus_sdxl_vit_h", "goes with sdxl, --preset i2v-sd15 is sd15"),
-        ("--base", "sdxl_base_single_file", "is not Stable Diffusion 1.5; use --preset i2v-sdxl"),
+        ("--image-encoder", "clip_vision_vit_bigg_hf", "(clip-vision-bigg14): it gives image features of width "
+         "1664, expected 1280, which d.safetensors (ip-adapter-plus-sd15) reads; give another --image-encoder, CLIP "
+         "ViT-H/14"),
+        ("--ip-adapter", "ip_adapter_plus_sdxl_vit_h", "goes with sdxl, expected sd15 for --preset i2v-sd15; take one"),
+        ("--base", "sdxl_base_single_file", "expected that of Stable Diffusion 1.5; use --preset i2v-sdxl"),
     ],
 )  # fmt: skip
 def test_files_of_another_base_or_encoder_are_refused_by_name(
@@ -121,3 +123,5 @@ def test_files_of_another_base_or_encoder_are_refused_by_name(
     assert sample.main(["--preset", "i2v-sd15", "--models", ".", flag, "other.safetensors", "--check"]) == 2
     out = capsys.readouterr().out
     assert words in out, out
+    for problem in (line for line in out.splitlines() if line.startswith("problem: ")):
+        teaches(problem, ".safetensors")

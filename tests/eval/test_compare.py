@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -130,6 +131,21 @@ def test_a_video_of_ours_tells_picture_prompt_and_start(models: Path) -> None:
     assert (other.prompt, other.scene) == ("a cat runs", "cat")
 
 
+def test_videos_of_another_prompt_stand_in_a_row_of_their_own(models: Path) -> None:
+    """Those that tell no prompt stand with the first."""
+    captions = {"ours": "a cat runs", "more": "a cat sleeps", "svd": ""}
+    write_video(models / "more" / "cat.png", moving(0), 8)
+    videos = described(found([f"{name}={models}/{name}" for name in captions]), [models / "pictures"], None)
+    cats = [dataclasses.replace(v, prompt=captions[v.model]) for v in videos if v.scene == "cat"]
+    rows = {}
+    for one in (cats, cats[:1]):
+        of = [measured.Measured(v, (4, 32, 32), Scores()) for v in one]
+        (section,) = report.side_by_side(report.Report("T", "", Path(), {}, EMPTY), of)
+        rows[len(one)] = {head: [s.words.partition(",")[0] for s in shots] for head, shots in section.shots.items()}
+    assert rows[3] == {"cat: a cat runs": ["the picture", "ours", "svd"], "cat: a cat sleeps": ["the picture", "more"]}
+    assert rows[1] == {"cat: a cat runs": ["the picture", "ours"]}
+
+
 def test_prompts(tmp_path: Path) -> None:
     (tmp_path / "meta_data.json").write_text('{"a1": {"category": "art", "prompt": "x"}, "b.jpg": "y", "c": 3}')
     assert prompts_of(tmp_path / "meta_data.json", []) == {"a1": "x", "b": "y"}
@@ -167,7 +183,7 @@ def test_pairs_of_which_nothing_was_compared_are_told() -> None:
     found = [measured.Measured(v, (3, 8, 8), s) for v, s in zip(video, scores, strict=True)]
     empty = report.Report("T", "", Path(), {}, EMPTY)
     told = [line for line in report.warnings(empty, found) if "no pixel" in line]
-    assert len(told) == 1 and "WarpingError of 1 of 2 videos (ours/a.mp4" in told[0]
+    assert len(told) == 1 and "WarpingError, 1 video of 2 (ours/a.mp4), has pairs" in told[0]
     assert not [line for line in report.warnings(empty, found[1:]) if "no pixel" in line]
 
 
@@ -211,6 +227,8 @@ def test_means_have_intervals_from_six_pictures_on() -> None:
     assert report.mean_cell(of(5), column, None) == "0.2000" and "[" in report.mean_cell(of(6), column, None)
     assert "[" in report.mean_cell(of(5), column, 90)
     assert report.mean_cell(of(0), column, None) == "-"
+    (alone,) = [line for line in report.warnings(report.Report("T", "", Path(), {}, EMPTY), of(1)) if "--ref" in line]
+    assert "1 video (m/clip0.mp4)" in alone
 
 
 def test_paper_rows_stand_below_the_row_of_their_name() -> None:

@@ -159,6 +159,48 @@ def test_windows(golden) -> None:
     assert torch.equal(relative_index((2, 4, 4)), data.outputs["relative_position_index_w244"].long())
 
 
+def test_faults_in_windows_are_seen(golden) -> None:
+    want = golden("dover_ops").outputs
+    size, window, shift = (4, 16, 16), (2, 4, 4), (1, 2, 2)
+    distances = gate(size, window, shift, (4, 4)).repeat(2, 2, 2)
+    for fault, wrong in (("a gate of 0 and 1", distances.clamp(max=1)), ("rows alone", distances // 2),
+                         ("shifted the other way", gate(size, window, (1, -2, -2), (4, 4)).repeat(2, 2, 2)),
+                         ("one fragment more", gate(size, window, shift, (5, 5)).repeat(2, 2, 2))):  # fmt: skip
+        assert not torch.equal(wrong, want["block_shift_fgate"].long()), fault
+    for fault, moved in (("no mask", (0, 0, 0)), ("no shift in time", (0, 2, 2))):
+        wrong = regions(size, window, moved)
+        mask = (wrong[:, :, None] != wrong[:, None]).to(torch.uint8)
+        assert not torch.equal(mask, want["block_attn_mask"]), fault
+    index = relative_index(window)
+    for fault, wrong in (("negated", index.max() - index), ("rows before time", relative_index((4, 2, 4)))):
+        assert not torch.equal(wrong, want["relative_position_index_w244"].long()), fault
+
+
+@pytest.mark.parametrize(
+    "fault", ["no gate", "biases swapped", "heads swapped", "other gelu", "eps", "no padding mask"]
+)
+def test_faults_in_a_block_are_seen(golden, monkeypatch, fault) -> None:
+    data = golden("dover_ops")
+    weights, given = parts(data, "block"), "block"
+    block = SwinBlock(12, 3, (2, 4, 4), True, gated=True)
+    near, apart = "attn.relative_position_bias_table", "attn.fragment_position_bias_table"
+    if fault == "no gate":
+        weights[apart] = weights[near]
+    if fault == "biases swapped":
+        weights[near], weights[apart] = weights[apart], weights[near]
+    if fault == "heads swapped":
+        weights[near] = weights[near].flip(1)
+    if fault == "other gelu":
+        monkeypatch.setattr(swin.F, "gelu", lambda x: x * torch.sigmoid(1.702 * x))
+    if fault == "eps":
+        block.norm1.eps = block.norm2.eps = 0.1
+    if fault == "no padding mask":  # windows that the rolled and padded tokens fill are not told apart
+        given = "block_pad"
+        monkeypatch.setattr(swin, "regions", lambda *size: torch.zeros_like(regions(*size)))
+    block.load_state_dict(weights)
+    assert relative(block.eval()(data.inputs[f"{given}_x"]), data.outputs[f"{given}_shift"]) > 20 * TOLERANCE
+
+
 @pytest.mark.parametrize("name, module", [("conv1", ConvNeXtBlock(8, 1)), ("conv3", ConvNeXtBlock(8, 3)),
                                           ("ln_cf", ChannelNorm(8)), ("head", Head(8, 4))])  # fmt: skip
 def test_layers(golden, name, module) -> None:

@@ -122,8 +122,36 @@ def test_parts(golden) -> None:
     assert relative(upsample(given["convex_flow"], None), want["upflow8"]) < TOLERANCE
     assert relative(sample(given["sampler_img"], given["sampler_xy"]), want["sampler"]) < TOLERANCE
     assert torch.equal(places(torch.empty(1, 1, 3, 4)), want["coords_grid"])
-    wrong = look_up(levels, given["corr_coords"].flip(1), 3)
-    assert relative(wrong, want["corr_lookup_r3"]) > 20 * TOLERANCE
+
+
+def test_faults_in_the_parts_are_seen(golden) -> None:
+    """What a rewrite gets wrong, each at least twenty times the tolerance from the reference."""
+    data = golden("raft_ops")
+    given, want = data.inputs, data.outputs
+    one, two, centres = (given[f"corr_{name}"] for name in ("fmap1", "fmap2", "coords"))
+    levels = pyramid(one, two)
+    image, points = given["sampler_img"], given["sampler_xy"]
+    size = torch.tensor(image.shape[:1:-1])
+    flow, mask = given["convex_flow"], given["convex_mask"]
+    window = look_up(levels, centres, 3).unflatten(1, (4, 7, 7))
+    wrong = {
+        "rows before columns": (look_up(levels, centres.flip(1), 3), "corr_lookup_r3"),
+        "the window upright": (window.transpose(2, 3).flatten(1, 3), "corr_lookup_r3"),
+        "centres not halved": (look_up(levels[:1] * 4, centres, 3), "corr_lookup_r3"),
+        "no square root": (pyramid(one, two)[1] * one.shape[1] ** 0.5, "corr_pyramid_1"),
+        "pictures swapped": (pyramid(two, one)[1], "corr_pyramid_1"),
+        "largest, not mean": (torch.nn.functional.max_pool2d(levels[0], 2), "corr_pyramid_1"),
+        "corners not aligned": (torch.nn.functional.grid_sample(image, 2 * (points + 0.5) / size - 1,
+                                                                align_corners=True), "sampler"),
+        "the edge repeated": (sample(image, points, "border"), "sampler"),
+        "mask read the other way": (upsample(flow, mask.unflatten(1, (9, 64)).transpose(1, 2).flatten(1, 2)),
+                                    "convex_up"),
+        "mask not normalised": (upsample(flow, 2 * mask), "convex_up"),
+        "coarse pixels": (upsample(flow, None) / 8, "upflow8"),
+    }  # fmt: skip
+    for fault, (found, name) in wrong.items():
+        assert relative(found, want[name]) > 20 * TOLERANCE, fault
+    assert not torch.equal(places(torch.empty(1, 1, 3, 4)).flip(1), want["coords_grid"])
 
 
 def test_padding(golden) -> None:
