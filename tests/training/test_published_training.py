@@ -37,6 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     small_published.use(monkeypatch)
+    monkeypatch.setattr(validation, "TIMESTEPS", (800,))
+    monkeypatch.setattr(validation, "MOST", 2)
 
 
 def settings(models: dict[str, Path], clips: Path, out: Path, preset: str = "i2v-sd15", **changed: Any) -> Any:

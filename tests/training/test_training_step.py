@@ -18,6 +18,7 @@ from i2v import config
 from i2v.config import ConfigError
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS, captions
+from i2v.training import validation
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import open_clips
 from i2v.training.networks import Networks
@@ -194,8 +195,11 @@ def test_a_pattern_that_matches_nothing_is_an_error(toy: Toy, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_validation_is_repeatable_and_told_by_words(toy: Toy, data: WorldLatents, networks: Networks) -> None:
+def test_validation_is_repeatable_and_told_by_words(
+    toy: Toy, data: WorldLatents, networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = toy.config()
+    monkeypatch.setattr(validation, "MOST", 4)
 
     def validated(**changed: Any) -> dict[str, float]:
         other = replace(cfg, **changed)

@@ -29,7 +29,7 @@ from i2v.models.motion import MotionConfig
 from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAE, VAEConfig
 from i2v.parts import save_part
-from i2v.training import miniature
+from i2v.training import miniature, validation
 from i2v.training.networks import Networks
 
 UNET = UNetConfig(channels=(16, 16), depths=(1, 1), heads=(2, 2), context_dim=16, layers=1, latent_channels=4, groups=8)
@@ -45,8 +45,9 @@ PAUSED = "in the middle of the checkpoint"
 
 @contextmanager
 def small_networks() -> Iterator[None]:
-    """Sizes of a toy in place of the miniature's."""
+    """Sizes of a toy in place of the miniature's, and few clips to measure on."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "MOST", 4)
         patch.setattr(miniature, "TINY_UNET", UNET)
         patch.setattr(miniature, "TINY_MOTION", MOTION)
         yield
