@@ -188,7 +188,8 @@ def _open(name: str, path: Path) -> Source:
     wanted = BASE_PARTS if name == "base" else {PART_OF.get(name, name)}
     if not wanted & source.parts.keys():
         flags = [flag_of(one) for one, part in (*PART_OF.items(), ("controlnet", "controlnet")) if part in source.parts]
-        flags += ["--base"] * (not BASE_PARTS.isdisjoint(source.parts))
+        if not flags and not BASE_PARTS.isdisjoint(source.parts):
+            flags = ["--base"]
         raise ConfigError(f"{flag_of(name)} {source}: it holds {listed(sorted(source.parts))}, expected "
                           f"{' or '.join(sorted(wanted))}; "
                           + (f"give it with {' or '.join(flags)}" if flags else "take another file"))  # fmt: skip

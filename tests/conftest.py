@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: a core each, for what they start too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from safetensors import safe_open
 

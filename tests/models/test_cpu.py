@@ -79,14 +79,16 @@ def test_attention(monkeypatch, clips, block):
 
 @torch.no_grad()
 def test_which_attention_runs_where(monkeypatch, intel):
-    """PyTorch's own on a processor by Intel, in bfloat16 on many queries."""
-    seen: list[torch.dtype] = []
+    """PyTorch's own on a processor by Intel, in bfloat16 on many queries; ours elsewhere, on many."""
+    seen: list[object] = []
     fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(cpu, "attend", lambda q, *_: seen.append("ours") or q)
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *kv: seen.append(q.dtype) or fused(q, *kv))
     for queries in (8, 256):
         x = draw(2, queries, 24).bfloat16()
         layers.attend(x, x, x, heads=3)
-    assert seen == ([torch.float32, torch.bfloat16] if intel else [torch.float32])
+    assert seen == [torch.float32, torch.bfloat16 if intel else "ours"]
 
 
 @torch.no_grad()
