@@ -25,6 +25,7 @@ from i2v import config
 from i2v.config import ConfigError
 from i2v.device import DTYPES, own_device
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
+from i2v.free_memory import keep_freed_memory
 from i2v.training import memory, recipe
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import open_clips
@@ -86,6 +87,7 @@ def train(cfg: Training, run: Processes) -> int:
     trained = trained_tensors(cfg, networks)  # before the clips: a wrong pattern is told at once
     if cfg.checkpointing:
         recompute_blocks(networks.unet)
+        keep_freed_memory(False)  # the pieces that blocks leave would lie idle: a fifth of what is held
     optimizer = make_optimizer(cfg, trained)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.dtype == "float16")  # float16 alone can underflow
     cfg.out.mkdir(parents=True, exist_ok=True)

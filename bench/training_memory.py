@@ -15,6 +15,7 @@ import time
 import torch
 from torch import nn
 
+from i2v.free_memory import keep_freed_memory
 from i2v.networks import networks
 from i2v.presets import PRESETS
 from i2v.training.ema import EMA
@@ -47,6 +48,7 @@ def step(cfg: Training) -> float:
         parameter.requires_grad_(True)
     if cfg.checkpointing:
         recompute_blocks(built.unet)
+        keep_freed_memory(False)
     optimizer, ema = torch.optim.AdamW(trained.values(), lr=1e-4, fused=True), EMA(trained, 0.999)
     unet, factor = preset.networks.unet, preset.networks.vae.factor
     clips, frames = cfg.micro_batch or cfg.batch, cfg.num_frames
