@@ -79,6 +79,7 @@ class Plan:
     sources: list[tuple[str, Source]] = field(default_factory=list)  # with their flags, those that count most last
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    unsure: list[str] = field(default_factory=list)  # why a file that may be the missing one was not taken
     problems: list[str] = field(default_factory=list)
     loras: list[tuple[str, Path, float]] = field(default_factory=list)  # flag, file, scale
     tokenizer: Path | None = None  # None: CLIP's own, which comes with the package
@@ -109,8 +110,13 @@ class Plan:
         if self.problems:
             raise ConfigError("; ".join(self.problems))
         if self.missing:
-            hint = "" if self.folder else "; give a folder that holds them with --models, or each with its flag"
-            raise ConfigError(f"--preset {self.preset.name} lacks {'; '.join(self.missing)}{hint}")
+            if self.folder:
+                raise ConfigError(f"{self.folder}: expected a file for each part of a model, lacks "
+                                  f"{', '.join(self.missing)}; give a whole folder")  # fmt: skip
+            searched = f" ({'; '.join(self.unsure)})" if self.unsure else ""
+            folder = "" if self.files.models else "a folder that holds them with --models, or "
+            raise ConfigError(f"--preset {self.preset.name} lacks {'; '.join(self.missing)}{searched}, expected every "
+                              f"part of a model; give {folder}each with its flag")  # fmt: skip
 
     @property
     def parameters(self) -> int:
@@ -184,11 +190,12 @@ def _open(name: str, path: Path) -> Source:
         nearest = [line.strip() for line in more if line.startswith("  ")]  # of the lists below, what helps
         advice = [line for line in more if not line.startswith(("  ", KNOWN))]
         text = " ".join([first, "; ".join([*nearest[:3], *advice])])
-        raise ConfigError(f"{flag_of(name)} {text.strip()}") from None
+        known = "" if "expected" in text else ", expected a format of docs/weights.md; give such a file"
+        raise ConfigError(f"{flag_of(name)} {text.strip()}{known}") from None
     wanted = BASE_PARTS if name == "base" else {PART_OF.get(name, name)}
     if not wanted & source.parts.keys():
         flags = [flag_of(one) for one, part in (*PART_OF.items(), ("controlnet", "controlnet")) if part in source.parts]
-        if not flags and not BASE_PARTS.isdisjoint(source.parts):
+        if {"unet", "text_encoder", "text_encoder_2"} & source.parts.keys():
             flags = ["--base"]
         raise ConfigError(f"{flag_of(name)} {source}: it holds {listed(sorted(source.parts))}, expected "
                           f"{' or '.join(sorted(wanted))}; "
@@ -220,6 +227,7 @@ def _preset_files(made: Plan, given: Iterable[tuple[str, Source]]) -> None:
             continue
         source, note = library.find(wanted)
         made.notes += [note] * bool(note)
+        made.unsure += [note] * (source is None and bool(note))
         if source is not None:
             made.sources.append(("base" if wanted.flag == "base" else wanted.flag, source))
 
@@ -263,7 +271,10 @@ def _tokenizer(made: Plan) -> None:
     made.tokenizer = made.files.tokenizer or made.tokenizer
     if made.tokenizer is not None:
         missing = [name for name in TEXT_FILES if not (made.tokenizer / name).is_file()]
-        if missing:
+        if missing and made.files.tokenizer is not None:
+            made.problems.append(f"--tokenizer {made.tokenizer}: it has no {' and no '.join(missing)}, expected both "
+                                 f"{' and '.join(TEXT_FILES)}; give the tokenizer's folder")  # fmt: skip
+        elif missing:
             made.missing += [f"{made.tokenizer / name}" for name in missing]
 
 

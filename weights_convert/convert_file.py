@@ -149,7 +149,8 @@ def _compare(job: Job, parts: Mapping[str, Part], unet: UNetConfig) -> None:
 def _free(paths: list[Path], overwrite: bool) -> None:
     there = [str(path) for path in paths if path.exists()]
     if there and not overwrite:
-        raise FileExistsError(f"{', '.join(there)}: already there; give --overwrite, or leave parts out with --parts")
+        raise FileExistsError(f"{', '.join(there)}: already there, expected names that are free; give --overwrite, or "
+                              "leave parts out with --parts")  # fmt: skip
 
 
 @contextmanager
@@ -205,7 +206,7 @@ def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mappi
 def _to_diffusers(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mapping[str, str]) -> Json:
     folder = job.target
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not job.overwrite):
-        raise FileExistsError(f"{folder}: already there; name a new folder or give --overwrite")
+        raise FileExistsError(f"{folder}: already there, expected a new folder; name one or give --overwrite")
     left = {name: LEFT_OUT.get(name, NO_FOLDER) for name in parts if name not in (*FOLDERS, "ip_adapter")}
     if "ip_adapter" in parts and parts["ip_adapter"].bare_attentions:
         left["ip_adapter"] = "attentions without their projection: diffusers loads both together, give their file"

@@ -49,7 +49,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.is_dir():
         return _read_folder(path)
     if path.is_symlink() and not path.exists():
-        raise FileNotFoundError(f"{path}: a link to {path.readlink()}, which is not there; fetch that file again")
+        raise FileNotFoundError(f"{path}: a link to {path.readlink()}, expected a file there; fetch it again")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file, expected a .safetensors, .ckpt, .pth or .bin file or a folder; give its path"
@@ -144,9 +144,6 @@ def unwrap(content: Any, file: str) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConversionError(
             f"{file}: holds no tensors, only {sorted(map(str, content))[:8]}, expected weights; give the file with them"
         )
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-        taken.append("module.")
     found = {"wrapper": "/".join(taken), "ignored": ", ".join(ignored)}
     return tensors, {key: value for key, value in found.items() if value}
 
@@ -161,7 +158,11 @@ def _kind(content: Any) -> str:
 
 
 def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Read:
-    """Without 8-bit floats, and without weights that mean something only together with scales."""
+    """Without the level `module.` of training on several GPUs, without 8-bit floats, and refused where weights mean
+    something only together with scales."""
+    if tensors and all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+        metadata = {**metadata, "wrapper": "/".join(filter(None, (metadata.get("wrapper"), "module.")))}
     eight = [key for key, tensor in tensors.items() if tensor.dtype in EIGHT_BIT_FLOATS]
     scale = next((key for key in tensors if SCALES.search(key)), None)
     if eight and scale:
@@ -215,7 +216,8 @@ def _chosen(folder: Path) -> Path | list[Path]:
                 if shards:
                     return shards
     here = sorted(p.name for p in folder.iterdir())[:10]
-    raise FileNotFoundError(f"{folder}: no weights, expected one of {', '.join(FOLDER_NAMES)}; it holds {here}")
+    raise FileNotFoundError(f"{folder}: no weights, only {here}, expected some called "
+                            f"{', '.join(FOLDER_NAMES)}; give the file itself, or a folder that has one")  # fmt: skip
 
 
 def _read_without_index(shards: list[Path]) -> Read:
@@ -249,7 +251,8 @@ def _read_shards(index: Path) -> Read:
     names, where, listed = _shards_of(index)
     missing = [n for n in names if not (index.parent / n).is_file()]
     if missing:
-        raise FileNotFoundError(f"{index.parent / missing[0]}: no such file, but {index.name} lists it; fetch it")
+        raise FileNotFoundError(f"{index.parent / missing[0]}: no such file, expected every shard that {index.name} "
+                                "lists; fetch it")  # fmt: skip
     tensors, _ = _join([index.parent / n for n in names])
     if tensors.keys() != where.keys():
         differing = sorted(tensors.keys() ^ where.keys())[:5]

@@ -71,7 +71,8 @@ def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]
     if path.is_dir():
         inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
         if not inside:
-            raise FileNotFoundError(f"{path}: holds no LoRA, expected one of {', '.join(FOLDER_FILES)}")
+            raise FileNotFoundError(f"{path}: holds no LoRA, expected one of {', '.join(FOLDER_FILES)}; give "
+                                    "the file itself")  # fmt: skip
         path = inside[0]
     tensors, metadata = files.read(path)
     beside = path.parent / SETTINGS

@@ -92,7 +92,7 @@ def with_projection(part: Part, beside: Path) -> Part:
     """Bare attentions completed by the projection of the ip_adapter.safetensors that is already there."""
     if not beside.is_file():
         raise ConversionError(
-            f"{beside}: no such file, but the attentions to image tokens need the projection that goes with them; "
+            f"{beside}: no such file, expected the projection that goes with the attentions to image tokens; "
             "convert the IP-Adapter's file (ip-adapter-plus_sd15.safetensors) into this folder first, or leave "
             "these out with --parts"
         )

@@ -23,10 +23,12 @@ class Refusal:
     advice: str
     shape: Shape | None = None
     kind: str = "unsupported"
+    lacks: str = ""  # a key of another kind, which is read
 
     def holds(self, tensors: Mapping[str, Tensor]) -> bool:
         search = re.compile(self.pattern).search
-        return any(search(key) and fits(tensor.shape, self.shape) for key, tensor in tensors.items())
+        there = any(search(key) and fits(tensor.shape, self.shape) for key, tensor in tensors.items())
+        return there and self.lacks not in tensors
 
     def __str__(self) -> str:
         return f"this is {self.what}, expected a format of docs/weights.md: {self.advice}"
@@ -81,8 +83,8 @@ REFUSALS = (
     Refusal(r"scaled_fp8|\.scale_weight$", "a file of scaled 8-bit weights", "use the 16- or 32-bit version"),
     Refusal(r"^image_proj\.proj\.[0-3]\.weight$|^ip_adapter\..*_lora\.", "an IP-Adapter for faces",
             "use a base or plus one"),
-    Refusal(r"^embeddings\.class_embedding$", "CLIP's image encoder without its projection",
-            "save it as transformers' CLIPVisionModelWithProjection"),
+    Refusal(r"^(vision_model\.)?embeddings\.class_embedding$", "CLIP's image encoder without its projection",
+            "save it as transformers' CLIPVisionModelWithProjection", lacks="visual_projection.weight"),
 )  # fmt: skip
 
 TOKENS, POSITIONS = 49408, 77
@@ -114,7 +116,8 @@ def refusal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = 
 def _other_text_encoder(tensors: Mapping[str, Tensor]) -> Refusal | None:
     """Text encoders with more positions or tokens than Stable Diffusion's."""
     for key, tensor in tensors.items():
-        if "vision_model" in key or tensor.ndim != 2:
+        flat = key.startswith("embeddings.") and "embeddings.class_embedding" in tensors  # an image encoder's
+        if "vision_model" in key or flat or tensor.ndim != 2:
             continue
         rows = tensor.shape[0]
         if key.endswith("position_embedding.weight") and rows > POSITIONS:

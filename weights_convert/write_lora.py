@@ -65,7 +65,7 @@ def write_lora(
 
 def _kohya(prefixes: Mapping[str, str], part: str, layer: str) -> str:
     if part not in prefixes:
-        raise ConversionError(f"{part}: a LoRA changes {', '.join(prefixes)}")
+        raise ConversionError(f"{part}: no kohya file holds it, expected {', '.join(prefixes)}; use another layout")
     return prefixes[part] + layer.replace(".", "_")
 
 

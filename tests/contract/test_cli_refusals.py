@@ -106,6 +106,25 @@ def test_a_file_that_is_not_there_and_a_folder_too_many(folder: Path) -> None:
     teaches(refusal(preset="i2v-sd15", models=folder / "no"), str(folder / "no"))
     teaches(refusal(weights=folder, models=folder), str(folder))
     teaches(refusal(weights=folder, controlnet=("canny",)), "canny")
+    teaches(refusal(weights=folder / "no"), str(folder / "no"))
+    teaches(refusal(weights=folder, tokenizer=folder / "no"), f"--tokenizer {folder / 'no'}")
+    (folder / "odd.bin").write_bytes(b"<html>")
+    teaches(refusal(preset="i2v-sd15", motion=folder / "odd.bin"), "odd.bin")
+    save_file({"a": torch.ones(1)}, folder / "odd.safetensors")
+    teaches(refusal(preset="i2v-sd15", motion=folder / "odd.safetensors"), "odd.safetensors")
+
+
+def test_why_a_file_of_models_was_not_taken(folder: Path) -> None:
+    """One that is not what its name says, and two that could both be it, are told beside what is missing."""
+    models = folder.parent / "models"
+    models.mkdir()
+    (models / "v1-5-pruned-emaonly.safetensors").write_bytes(b"<html>")
+    for name in "ab":
+        tensors = {f"down_blocks.0.{name}": torch.ones(1)}
+        save_file(tensors, models / f"{name}.safetensors")
+    text = refusal(preset="i2v-sd15", models=models)
+    teaches(text, "v1-5-pruned-emaonly.safetensors")
+    assert "is not what its name says" in text and "with --models" not in text
 
 
 def test_numbers_too_large_for_their_format(tmp_path: Path) -> None:

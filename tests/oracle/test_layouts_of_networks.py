@@ -20,10 +20,10 @@ from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
 from i2v.models.unet import UNet, UNetConfig
 from i2v.models.vae import VAE, VAEConfig
 from weights_convert.detect import split_parts
-from weights_convert.layouts.clip import clip_both, clip_text, clip_text_flat
+from weights_convert.layouts.clip import clip_both, clip_text, clip_text_flat, clip_vision_flat
 from weights_convert.layouts.diffusers_folder import diffusers_folder
 from weights_convert.layouts.diffusers_unet import diffusers_unet
-from weights_convert.layouts.openclip import openclip_both, openclip_text
+from weights_convert.layouts.openclip import openclip_both, openclip_text, openclip_text_l, openclip_vision
 from weights_convert.layouts.single_file import UNET, ema_name, sd15_single_file, sdxl_single_file
 from weights_convert.layouts.vae import vae_diffusers, vae_ldm, vae_ldm_file
 from weights_convert.rules import Rule, convert, inverted, load_strict, prefixed
@@ -322,16 +322,20 @@ def test_text_projection(form: str, manifest: Manifest) -> None:
     assert apart(theirs(prompts()).text_embeds, by_hand) < TOLERANCE
 
 
-@pytest.mark.parametrize("naming", ["transformers", "openai", "torchscript"])
-@torch.no_grad()
-def test_whole_clip(naming: str, manifest: Manifest) -> None:
+def whole_clip() -> tuple[CLIPTextConfig, Any]:
     text = CLIPTextConfig(99, 48, 80, 12, 4, 20, projection_dim=24)
     config = transformers.CLIPConfig(
         text_config=text_config(text).to_dict(),
         vision_config={"image_size": VISION.image_size, "patch_size": VISION.patch_size, **sizes(VISION)},
         projection_dim=24,
     )
-    theirs = shaken(lambda: transformers.CLIPModel(config))
+    return text, shaken(lambda: transformers.CLIPModel(config))
+
+
+@pytest.mark.parametrize("naming", ["transformers", "openai", "torchscript"])
+@torch.no_grad()
+def test_whole_clip(naming: str, manifest: Manifest) -> None:
+    text, theirs = whole_clip()
     source, rules = theirs.state_dict(), clip_both()
     if naming != "transformers":
         source = published_names(without_ids(theirs), manifest("name_maps")["maps"]["openai_vit_b32"])
@@ -348,6 +352,30 @@ def test_whole_clip(naming: str, manifest: Manifest) -> None:
         apart(encoder(prompts()).pooled, theirs.text_projection(theirs.text_model(prompts()).pooler_output)) < TOLERANCE
     )
     assert apart(ours(pixels).image_embeds, theirs.visual_projection(pooled.flip(1))) > 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("openai", [False, True], ids=["transformers", "openai"])
+def test_one_tower_of_clip(openai: bool, manifest: Manifest) -> None:
+    """A tower in a file of its own, and one whose neighbour is dropped, give what the file of both gives."""
+    _, theirs = whole_clip()
+    source, both = theirs.state_dict(), converted(theirs.state_dict(), clip_both())
+    images = {k.removeprefix("vision_model."): v for k, v in source.items() if k.startswith("vis")}
+    alone, other = clip_vision_flat(), clip_both("")
+    if openai:
+        source = published_names(without_ids(theirs), manifest("name_maps")["maps"]["openai_vit_b32"])
+        images = {k: v for k, v in source.items() if k.startswith("visual.")}
+        alone, other = prefixed(openclip_vision(), "visual."), openclip_both("")
+        texts = {k: v for k, v in source.items() if k not in images}
+        found = convert(texts, openclip_text_l(), "small")[0]
+        equal(found, {k: v for k, v in both["text_encoder"].items() if k != "text_projection.weight"})
+    equal(convert(images, alone, "small")[0], both["image_encoder"])
+    parts = converted(source, other)
+    assert parts.keys() == {"image_encoder"}
+    equal(parts["image_encoder"], both["image_encoder"])
+
+
+def equal(found: Tensors, wanted: Tensors) -> None:
+    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 # --- a whole folder ---------------------------------------------------------------------------------------------------

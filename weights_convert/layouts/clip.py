@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,59 +60,89 @@ def clip_vision(position_ids: bool = True) -> list[Rule]:
     ]
 
 
-def clip_both(text: str = "text_encoder.", vision: str = "image_encoder.") -> list[Rule]:
-    """transformers' CLIPModel: both towers, each towards its own prefix."""
+def clip_vision_flat() -> list[Rule]:
+    """The same without the `vision_model.` level."""
+    roots = "{root:embeddings|encoder|pre_layrnorm|post_layernorm}"
     return [
-        _ids("text_model", written=True),
+        _ids("", written=False),
+        Rename(f"{roots}.{{p*}}", f"vision_model.{roots}.{{p*}}"),
+        Rename("visual_projection.weight", "visual_projection.weight", expect=1),
+    ]
+
+
+def clip_both(text: str = "text_encoder.", vision: str = "image_encoder.") -> list[Rule]:
+    """transformers' CLIPModel: both towers, each towards its own prefix; text "": its text tower is dropped."""
+    if not text:
+        towers: list[Rule] = [Drop("{p:text_model|text_projection}.{q*}", NO_TEXT)]
+    else:
+        towers = [
+            _ids("text_model", written=True),
+            Rename("text_model.{p*}", text + "text_model.{p*}"),
+            Rename("text_projection.weight", text + "text_projection.weight", expect=1),
+        ]
+    return [
+        *towers,
         _ids("vision_model", written=True),
         Drop("logit_scale", "the temperature of the contrastive loss"),
-        Rename("text_model.{p*}", text + "text_model.{p*}"),
-        Rename("text_projection.weight", text + "text_projection.weight", expect=1),
         Rename("vision_model.{p*}", vision + "vision_model.{p*}"),
         Rename("visual_projection.weight", vision + "visual_projection.weight", expect=1),
     ]
 
 
 CLIP_B32 = CLIPTextConfig(hidden_size=512, intermediate_size=2048, num_heads=8, projection_dim=512)
+NO_TEXT = "no base here reads this text encoder"
 BIGG = "OpenCLIP ViT-bigG/14, SDXL's second text encoder"
 
 
-def _vision(name: str, title: str, bases: tuple[str, ...], config: CLIPVisionConfig) -> Layout:
+def _vision(name: str, title: str, bases: tuple[str, ...], config: CLIPVisionConfig, flat: bool = False) -> Layout:
     width = config.hidden_size
     return Layout(
-        name,
-        title,
+        name + "-flat" * flat,
+        title + ", without a level of its names" * flat,
         kind="image encoder",
         fits=bases,
         parts=("image_encoder",),
         has={
-            "vision_model.embeddings.class_embedding": (width,),
+            "vision_model." * (not flat) + "embeddings.class_embedding": (width,),
             "visual_projection.weight": (config.projection_dim, width),
         },
-        build=always(clip_vision, "image_encoder."),
+        build=always(clip_vision_flat if flat else clip_vision, "image_encoder."),
         lacks=("text_model.embeddings.token_embedding.weight",),
         configs={"image_encoder": config},
     )
 
 
-def _both(name: str, title: str, bases: tuple[str, ...], text: CLIPTextConfig, vision: CLIPVisionConfig) -> Layout:
-    out = text.projection_dim
+def towers(text: CLIPTextConfig | None, vision: CLIPVisionConfig) -> dict[str, Any]:
+    """What a file of both towers gives, as arguments of its layout: of SDXL's second text encoder that part, of one
+    that no base reads (None) the image encoder alone."""
+    name = "text_encoder_2" if text == OPENCLIP_BIGG else "text_encoder"
+    texts = {} if text is None else {name: text}
+    return {
+        "kind": "text and image encoder",
+        "parts": (*texts, "image_encoder"),
+        "configs": {**texts, "image_encoder": vision},
+    }
+
+
+def _both(
+    name: str, title: str, bases: tuple[str, ...], width: int, text: CLIPTextConfig | None, vision: CLIPVisionConfig
+) -> Layout:
+    """width: of the text tower, which is told by it where it is dropped too."""
     has: dict[str, Shape | None] = {
-        "text_projection.weight": (out, text.hidden_size),
-        "visual_projection.weight": (out, vision.hidden_size),
+        "text_projection.weight": (vision.projection_dim, width),
+        "visual_projection.weight": (vision.projection_dim, vision.hidden_size),
         "logit_scale": (),
     }
-    return Layout(
-        name,
-        title,
-        kind="text and image encoder",
-        fits=bases,
-        parts=("text_encoder", "image_encoder"),
-        has=has,
-        build=always(clip_both),
-        configs={"text_encoder": text, "image_encoder": vision},
-    )
+    given = towers(text, vision)
+    start = "" if text is None else f"{given['parts'][0]}."
+    return Layout(name, title, fits=bases, has=has, build=always(lambda: clip_both(start)), **given)
 
+
+VISION: tuple[tuple[str, str, tuple[str, ...], CLIPVisionConfig], ...] = (
+    ("clip-vision-h14", "CLIP ViT-H/14's image encoder, IP-Adapter's", ("sd15", "sdxl"), VIT_H14),
+    ("clip-vision-bigg14", "CLIP ViT-bigG/14's image encoder, ip-adapter_sdxl's", ("sdxl",), VIT_BIGG14),
+    ("clip-vision-l14", "CLIP ViT-L/14's image encoder", (), VIT_L14),
+)
 
 LAYOUTS = (
     Layout(
@@ -146,8 +177,9 @@ LAYOUTS = (
         lacks=("vision_model.embeddings.class_embedding",),
         configs={"text_encoder_2": OPENCLIP_BIGG},
     ),
-    _both("clip-l14", "CLIP ViT-L/14", ("sd15", "sdxl"), replace(CLIP_L, projection_dim=768), VIT_L14),
-    _both("clip-b32", "CLIP ViT-B/32", (), CLIP_B32, VIT_B32),
-    _vision("clip-vision-h14", "CLIP ViT-H/14's image encoder, IP-Adapter's", ("sd15", "sdxl"), VIT_H14),
-    _vision("clip-vision-bigg14", "CLIP ViT-bigG/14's image encoder, ip-adapter_sdxl's", ("sdxl",), VIT_BIGG14),
+    _both("clip-l14", "CLIP ViT-L/14", ("sd15", "sdxl"), 768, replace(CLIP_L, projection_dim=768), VIT_L14),
+    _both("clip-b32", "CLIP ViT-B/32", (), 512, CLIP_B32, VIT_B32),
+    _both("clip-h14", "CLIP ViT-H/14", ("sd15", "sdxl"), 1024, None, VIT_H14),
+    _both("clip-bigg14", "CLIP ViT-bigG/14", ("sdxl",), 1280, OPENCLIP_BIGG, VIT_BIGG14),
+    *(_vision(*given, flat=flat) for given in VISION for flat in (False, True)),
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG, CLIPTextConfig
-from i2v.models.clip_vision import VIT_B32, VIT_L14, CLIPVisionConfig
-from weights_convert.layout import Layout, always
-from weights_convert.layouts.clip import BIGG, CLIP_B32
+from i2v.models.clip_vision import VIT_B32, VIT_BIGG14, VIT_H14, VIT_L14, CLIPVisionConfig
+from weights_convert.layout import Layout, Shape, always
+from weights_convert.layouts.clip import BIGG, CLIP_B32, NO_TEXT, VISION, towers
 from weights_convert.rules import TRANSPOSE, Drop, Rename, Rule, Split, prefixed
 
 LEAVES = {
@@ -60,28 +60,55 @@ def openclip_vision() -> list[Rule]:
 
 
 def openclip_both(text: str = "text_encoder.", vision: str = "image_encoder.") -> list[Rule]:
-    """A file of both towers, each towards its own prefix. OpenAI's TorchScript files hold three numbers beside them."""
+    """A file of both towers, each towards its own prefix; text "": its text tower is dropped. OpenAI's TorchScript
+    files hold three numbers beside them."""
+    texts = openclip_text()
+    if not text:
+        names = "logit_scale|positional_embedding|text_projection"
+        texts = [Drop(f"{{p:{names}}}", NO_TEXT),
+                 Drop("{p:token_embedding|ln_final|transformer|text_projection}.{q*}", NO_TEXT)]  # fmt: skip
     return [
         Drop("{p:input_resolution|context_length|vocab_size}", "a size, which is a config here"),
         *prefixed(openclip_vision(), "visual.", vision),
-        *prefixed(openclip_text(), "", text),
+        *prefixed(texts, "", text),
     ]
 
 
-def _openai(name: str, title: str, bases: tuple[str, ...], text: CLIPTextConfig, vision: CLIPVisionConfig) -> Layout:
+def openclip_text_l() -> list[Rule]:
+    """ViT-L/14's text tower alone, as Stable Diffusion reads it."""
+    return [
+        Drop("{p:text_projection|text_projection.weight}", "not used by Stable Diffusion"),
+        *(rule for rule in openclip_text() if not str(getattr(rule, "source", "")).startswith("text_projection")),
+    ]
+
+
+def _image(config: CLIPVisionConfig) -> dict[str, Shape | None]:
+    return {
+        "visual.proj": (config.hidden_size, config.projection_dim),
+        "visual.conv1.weight": (config.hidden_size, 3, config.patch_size, config.patch_size),
+    }
+
+
+def _openai(
+    name: str, title: str, bases: tuple[str, ...], width: int, text: CLIPTextConfig | None, vision: CLIPVisionConfig
+) -> Layout:
+    given = towers(text, vision)
+    start = "" if text is None else f"{given['parts'][0]}."
+    has = {"positional_embedding": (77, width), **_image(vision)}
+    return Layout(name, title, fits=bases, has=has, build=always(lambda: openclip_both(start)), **given)
+
+
+def _vision(name: str, title: str, bases: tuple[str, ...], config: CLIPVisionConfig) -> Layout:
     return Layout(
-        name,
-        f"{title} in OpenAI's names",
-        kind="text and image encoder",
+        name.replace("clip-", "openclip-", 1),
+        f"{title}, in OpenCLIP's and OpenAI's names",
+        kind="image encoder",
         fits=bases,
-        parts=("text_encoder", "image_encoder"),
-        has={
-            "positional_embedding": (77, text.hidden_size),
-            "visual.proj": (vision.hidden_size, vision.projection_dim),
-            "visual.conv1.weight": (vision.hidden_size, 3, vision.patch_size, vision.patch_size),
-        },
-        build=always(openclip_both),
-        configs={"text_encoder": text, "image_encoder": vision},
+        parts=("image_encoder",),
+        has=_image(config),
+        build=always(lambda: prefixed(openclip_vision(), "visual.", "image_encoder.")),
+        lacks=("positional_embedding",),
+        configs={"image_encoder": config},
     )
 
 
@@ -97,6 +124,21 @@ LAYOUTS = (
         lacks=("visual.proj",),
         configs={"text_encoder_2": OPENCLIP_BIGG},
     ),
-    _openai("openai-clip-l14", "CLIP ViT-L/14", ("sd15", "sdxl"), replace(CLIP_L, projection_dim=768), VIT_L14),
-    _openai("openai-clip-b32", "CLIP ViT-B/32", (), CLIP_B32, VIT_B32),
-)
+    Layout(
+        "openclip-text-l",
+        "CLIP ViT-L/14's text encoder, in OpenCLIP's and OpenAI's names",
+        kind="text encoder",
+        fits=("sd15", "sdxl"),
+        parts=("text_encoder",),
+        has={"positional_embedding": (77, 768), "transformer.resblocks.0.attn.in_proj_weight": (2304, 768)},
+        build=always(openclip_text_l, "text_encoder."),
+        lacks=("visual.proj",),
+        configs={"text_encoder": CLIP_L},
+    ),
+    _openai("openai-clip-l14", "CLIP ViT-L/14 in OpenAI's names", ("sd15", "sdxl"), 768,
+            replace(CLIP_L, projection_dim=768), VIT_L14),
+    _openai("openai-clip-b32", "CLIP ViT-B/32 in OpenAI's names", (), 512, CLIP_B32, VIT_B32),
+    _openai("openclip-h14", "CLIP ViT-H/14 in OpenCLIP's names", ("sd15", "sdxl"), 1024, None, VIT_H14),
+    _openai("openclip-bigg14", "CLIP ViT-bigG/14 in OpenCLIP's names", ("sdxl",), 1280, OPENCLIP_BIGG, VIT_BIGG14),
+    *(_vision(*given) for given in VISION),
+)  # fmt: skip
