@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import torch
 import toy_training
-from toy_training import PAUSED, Toy, same, weights
+from toy_training import PAUSED, Toy, same, stop_at, weights
 
 import train
 from i2v.config import ConfigError
 from i2v.training import checkpoint
-from i2v.training.batches import Batch, Batches
 from i2v.training.networks import Conditions, Networks
 
 # Made with torch 2.13.0 on a CPU, one thread; weights and draws come from numpy's Philox, not from torch.
@@ -36,18 +35,6 @@ def equals(out: Path, unbroken: Path) -> bool:
     assert newest[0] and newest[1] and newest[0].name == newest[1].name == "step-000006"
     exported = same(weights(out / "weights"), weights(unbroken / "weights"))
     return exported and same(weights(newest[0]), weights(newest[1]))
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, sample: int, number: int = signal.SIGTERM) -> None:
-    """The signal arrives while the batch that starts with `sample` is drawn."""
-    draw = Batches.draw
-
-    def interrupted(self: Batches, first: int, count: int) -> Batch:
-        if first == sample:
-            os.kill(os.getpid(), number)
-        return draw(self, first, count)
-
-    monkeypatch.setattr(Batches, "draw", interrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
