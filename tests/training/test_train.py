@@ -75,6 +75,18 @@ def test_kill_9_while_a_checkpoint_is_written(toy: Toy, unbroken: Path, tmp_path
     assert equals(tmp_path, unbroken)
 
 
+def test_half_a_line_of_the_log_is_dropped(toy: Toy, tmp_path: Path) -> None:
+    """Left by a kill between two writes; the run goes on and no line is lost that a checkpoint knows."""
+    toy.run(tmp_path, steps=4)
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text() + path.read_text()[:15])
+    toy.run(tmp_path, allow_change=("steps",))
+    assert [row["step"] for row in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    path.write_text(path.read_text()[:-10])
+    toy.run(tmp_path)
+    assert [row["step"] for row in log(tmp_path)] == [1, 2, 3, 4, 5]
+
+
 def test_resuming_needs_every_part_of_the_state(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
     """A checkpoint whose optimizer or average is a little off gives other bits: the comparisons above can fail."""
     for kind in ("optim.exp_avg_sq", "ema.", "model."):
