@@ -75,6 +75,14 @@ def make_optimizer(cfg: Training, trained: dict[str, torch.nn.Parameter]) -> tor
     return torch.optim.AdamW(trained.values(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
 
+def finite_mean(losses: list[Tensor], parts: int, step: int) -> float:
+    """Mean loss of the steps up to `step`, `parts` losses each; raises FloatingPointError where it is no number."""
+    mean = float(torch.stack(losses).sum()) / (len(losses) / parts)
+    if not math.isfinite(mean):
+        raise FloatingPointError(f"the loss is {mean} at step {step - 1}; lower --lr or use --dtype float32")
+    return mean
+
+
 def train(cfg: Training, run: Processes) -> int:
     """One run to its end, from where it stopped; 0, or 128 + the number of the signal that stopped it."""
     device = own_device(cfg.device, run)
@@ -105,6 +113,7 @@ def train(cfg: Training, run: Processes) -> int:
 
     step_loss, averaging = in_parallel(loss_of, list(trained.values()), run)
     silent = Silent(trained)
+    saved = state.step  # the newest checkpoint's
     since: list[Tensor] = []  # losses since the last line of the log; on a GPU reading one would wait for it
     bar = tqdm(total=cfg.steps, initial=state.step, desc=cfg.out.name, mininterval=5, disable=not run.first)
     with Report(cfg, run.first) as report, bar, stop_signals() as stopped:
@@ -135,12 +144,8 @@ def train(cfg: Training, run: Processes) -> int:
             state.ema.update()
             step += 1
             logs, saves, validates = (step % n == 0 for n in (cfg.log_every, cfg.save_every, cfg.validate_every))
-            if logs or saves or validates or stopped or step == cfg.steps or device.type == "cpu":
-                mean = float(torch.stack(since).sum()) / (len(since) / len(parts))
-                if not math.isfinite(mean):
-                    raise FloatingPointError(
-                        f"the loss is {mean} at step {step - 1}; lower --lr or use --dtype float32"
-                    )
+            if logs or saves or validates or step == cfg.steps or device.type == "cpu":
+                mean = finite_mean(since, len(parts), step)
             state.step, state.seconds = step, state.seconds + time.monotonic() - began
             bar.update()
             if logs or validates:
@@ -156,8 +161,15 @@ def train(cfg: Training, run: Processes) -> int:
                 report.row(row)
                 if validates:
                     report.draw()
-            if run.first and (saves or step == cfg.steps or stopped):
+            if run.first and (saves or step == cfg.steps):
                 state.save()
+                saved = step
+        if state.step < cfg.steps:  # stopped, by a signal that may have reached another process alone
+            with run.first_one_first():  # the others wait: where one has ended, torchrun ends the rest
+                if run.first and saved < state.step:
+                    if since:
+                        finite_mean(since, len(parts), state.step)
+                    state.save()
         batches.close()
     if state.step < cfg.steps:
         say(run, f"stopped by a signal at step {state.step}; the same command goes on from here")

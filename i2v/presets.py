@@ -12,6 +12,7 @@ from i2v.models.unet import SD15, SDXL, UNetConfig
 from i2v.models.vae import SD_VAE, SDXL_VAE, VAEConfig
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+CONFIGS = WEIGHTS.parent / "configs"
 HUB = "https://huggingface.co"
 AUTHORS = "https://github.com/KwaiVGI/I2V-Adapter"
 
@@ -195,8 +196,14 @@ PRESETS = {
 def find(name: str) -> Preset:
     """The preset of that name; raises ConfigError with the list where there is none."""
     if name not in PRESETS:
-        raise ConfigError(f"--preset {name}: there is no such preset; known are {', '.join(PRESETS)}")
+        raise ConfigError(f"--preset {name}: there is no such preset; known are {', '.join(PRESETS)}{_as_config(name)}")
     return PRESETS[name]
+
+
+def _as_config(name: str) -> str:
+    """Words for a name that is no preset's, but a training config's."""
+    there = (CONFIGS / f"{name}.json").is_file()
+    return f"; to train give --config configs/{name}.json" if there else ""
 
 
 def released_settings() -> dict[str, Any]:

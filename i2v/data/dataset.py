@@ -183,7 +183,9 @@ def open_dataset(
         raise DataError(str(error)) from error
     listing = path if isinstance(path, Listing) else understand(path)
     if num_frames > 1 and all(item.kind == "picture" for item in listing.items):
-        raise DataError(f"{listing.path}: holds {listing.kind}, and a clip has {num_frames} frames; take 1 frame")
+        raise DataError(
+            f"{listing.path}: holds {listing.kind}, and a clip has {num_frames} frames; give --num-frames 1"
+        )
     data = Dataset(listing, timing, height, width, seed, tuple(sorted(set(keep))))
     paths = {item.name: item.path for item in listing.items}
     for entry in quarantine:

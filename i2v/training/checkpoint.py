@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from i2v import config
+
 
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
@@ -75,3 +77,18 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     facts = json.loads((path / "manifest.json").read_text())
     with safe_open(path / "tensors.safetensors", "pt") as file:
         return {k: file.get_tensor(k) for k in file.keys()}, facts  # noqa: SIM118 - safe_open is no mapping
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Keep the lines of a log (JSON with "step", one a line) up to `step`: later steps are run again.
+
+    Half a line, which a killed run may leave, is dropped.
+    """
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            earlier = json.loads(line)["step"] <= step
+        except json.JSONDecodeError:
+            continue
+        kept += [line] if earlier else []
+    config.write_text(path, "".join(f"{line}\n" for line in kept))

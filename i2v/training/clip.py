@@ -132,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         start, spent = facts["step"], facts["seconds"]
         print(f"going on from {found}")
     cfg.out.mkdir(parents=True, exist_ok=True)
+    checkpoint.cut_log(cfg.out / "log.jsonl", start)
     began = time.monotonic() - spent
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="clip", mininterval=5)
     with (cfg.out / "log.jsonl").open("a") as log:

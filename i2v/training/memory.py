@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from i2v import presets
 from i2v.config import ConfigError
 from i2v.device import DTYPES
 from i2v.footprint import GROWTH, RETAINED, Tracker
@@ -23,7 +24,6 @@ from i2v.models.ip_adapter import IP_PLUS_SD15, IP_PLUS_SDXL_VIT_H, IPAdapterCon
 from i2v.models.lora import TrainedLoRA
 from i2v.models.motion import MOTION_SDXL, MOTION_V1, MotionConfig
 from i2v.networks import Networks, networks
-from i2v.presets import PRESETS
 from i2v.training.networks import lora_patterns
 from i2v.training.recompute import recompute_blocks
 from i2v.training.settings import Training
@@ -37,10 +37,11 @@ USUAL: dict[str, tuple[MotionConfig, IPAdapterConfig]] = {  # what is loaded bes
 
 
 def estimate(cfg: Training) -> dict[str, int]:
-    """Bytes by part on one device. Raises ConfigError for a preset without a published base."""
+    """Bytes by part on one device. Raises ConfigError for an unknown preset, or one without a published base."""
+    preset = presets.find(cfg.preset)
     if cfg.preset not in USUAL:
         raise ConfigError(f"--dry-run counts {' and '.join(USUAL)}; it does not know --preset {cfg.preset}")
-    preset, (motion, content) = PRESETS[cfg.preset], USUAL[cfg.preset]
+    motion, content = USUAL[cfg.preset]
     if preset.networks is None:
         raise ConfigError(f"--dry-run: {cfg.preset} has no published base")
     configs: dict[str, Any] = {"unet": preset.networks.unet}

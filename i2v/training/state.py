@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,11 +70,8 @@ class State:
             if (before := facts.get("processes", 1)) != self.processes:
                 words += (f"\nmade by {before} processes, now {self.processes} go on: the same samples, sums rounded "
                           "in another order")  # fmt: skip
-        path = out / "log.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if found is not None and json.loads(line)["step"] <= self.step]
-        if writes:
-            config.write_text(path, "".join(f"{line}\n" for line in kept))
+        if writes:  # with no checkpoint the line of step 0 is written again too
+            checkpoint.cut_log(out / "log.jsonl", self.step if found is not None else -1)
         return words
 
     def note_clips(self, clips: RunClips) -> None:

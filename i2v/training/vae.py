@@ -154,9 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     frames = torch.cat(list(mixture.values()))
     held_out = draw_mixture(cfg, "val", 256)
     cfg.out.mkdir(parents=True, exist_ok=True)
-    path = cfg.out / "log.jsonl"  # lines after the checkpoint, of steps that are now run again, are dropped
-    lines = path.read_text().splitlines() if path.is_file() else []
-    config.write_text(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
+    path = cfg.out / "log.jsonl"
+    checkpoint.cut_log(path, start)
     log, began = path.open("a"), time.monotonic() - spent
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="vae", mininterval=5)
     for step in bar:

@@ -74,7 +74,11 @@ def check(command: str) -> None:
     if program == ".ci/run":
         assert (ROOT / program).stat().st_mode & 0o100
         return
-    assert program == "python", f"unknown program in the docs: {command}"
+    if program == "torchrun":  # its own flags, then a script as for python
+        start = next((i for i, word in enumerate(rest) if word.endswith(".py")), len(rest))
+        assert re.fullmatch(r"(--nproc-per-node (\d+|N))?", " ".join(rest[:start])), f"unknown flags: {command}"
+        program, rest = "python", rest[start:]
+    assert program == "python" and rest, f"unknown program in the docs: {command}"
     if rest[0] == "-m":
         shown, rest = help_of("-m", rest[1], *rest[2:3] if is_subcommand(rest) else ()), rest[2:]
     else:
@@ -147,6 +151,8 @@ def test_marks_of_the_two_commands(mark: str) -> None:
         "python sample.py --image examples/no_such_picture.png",
         'pip install -e ".[no-such-extra]"',
         "conda install everything",
+        "torchrun --nproc-per-node 8 train.py --no-such-flag",
+        "torchrun --nprocs 8 train.py",
     ],
 )
 def test_a_wrong_command_is_seen(command: str) -> None:

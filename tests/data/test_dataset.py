@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from planted import moving, samples, webvid_csv, write
 
@@ -109,6 +111,13 @@ def test_nothing_but_bad_files_ends_with_a_message(tmp_path: Path) -> None:
 def test_unknown_filter() -> None:
     with pytest.raises(DataError, match="no filter 'cuts'"):
         open_dataset(".", 16, keep=["cuts"])
+
+
+def test_pictures_alone_are_clips_of_one_frame(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(DataError, match="holds .*and a clip has 16 frames; give --num-frames 1"):
+        open_dataset(tmp_path, 16)
+    assert len(open_dataset(tmp_path, 1)) == 1
 
 
 def test_ahead_keeps_the_order_and_stops_early() -> None:

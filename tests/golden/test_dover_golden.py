@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.dover import swin, windows
+from eval.dover import convnext, swin, windows
 from eval.dover.convnext import ChannelNorm, ConvNeXtBlock, ConvNeXtConfig
 from eval.dover.load import build
 from eval.dover.network import DOVER, DOVERConfig, Head
@@ -108,6 +108,24 @@ def test_a_fault_in_the_technical_branch_is_seen(golden, monkeypatch, fault) -> 
     model = build(weights, "dover", cfg=DOVERConfig(NARROW.technical, None, NARROW.hidden))
     found = model.technical_backbone(mosaic(data))
     assert relative(found, data.outputs["technical_feat"]) > 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("fault", ["other gelu", "no scale", "blocks swapped", "no frame but its own"])
+def test_a_fault_in_the_aesthetic_branch_is_seen(golden, monkeypatch, fault) -> None:
+    data = golden("dover")
+    weights = data.weights()
+    if fault == "other gelu":
+        monkeypatch.setattr(convnext.F, "gelu", lambda x: x * torch.sigmoid(1.702 * x))
+    if fault == "no scale":
+        weights |= {key: torch.ones_like(value) for key, value in weights.items() if key.endswith(".gamma")}
+    backbone = build(weights, "dover", True, NARROW).aesthetic_backbone
+    if fault == "blocks swapped":  # of the third stage: the first two differ in how many frames they see
+        blocks = backbone.stages[2]
+        blocks[0], blocks[1] = blocks[1], blocks[0]
+    if fault == "no frame but its own":
+        backbone.stages[2][1].dwconv.weight[:, :, [0, 2]] = 0
+    found = backbone(normalised(data.inputs["aesthetic"][0])[None])
+    assert relative(found, data.outputs["aesthetic_feat"]) > 20 * TOLERANCE
 
 
 # --- its parts -----------------------------------------------------------------------------------------------------

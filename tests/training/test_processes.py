@@ -15,6 +15,7 @@ import toy_training
 from toy_training import Toy, weights
 
 from i2v.config import ConfigError
+from i2v.training import checkpoint
 from i2v.training.batches import Batches
 from i2v.training.distributed import Processes
 
@@ -23,13 +24,16 @@ RUN: dict[str, Any] = {"steps": 4, "decay": "constant", "batch": 4, "clips_made"
 RUN |= {"threads": 1, "lr": 1e-3}
 
 
-def together(toy: Toy, root: Path, out: Path, count: int, **changed: Any) -> str:
-    """A run of `count` processes, as torchrun starts them; returns what was printed."""
+def together(toy: Toy, root: Path, out: Path, count: int, *more: str, code: int = 0, **changed: Any) -> str:
+    """A run of `count` processes, as torchrun starts them; returns what was printed. more: of toy_training's flags.
+
+    code: the exit code of torchrun: 1 where a process ends with another than 0.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += [toy_training.__file__, *toy.flags(out, **{**RUN, **changed})]
+    command += [toy_training.__file__, *toy.flags(out, **{**RUN, **changed}), *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-3000:]
     return done.stdout
 
 
@@ -52,6 +56,13 @@ def test_two_processes_learn_what_one_learns(
     assert "made by 2 processes, now 1 go on" in capsys.readouterr().out
     pair, alone = (weights(tmp_path / name / "step-000004") for name in ("two", "one"))
     assert max(float((pair[k] - alone[k]).abs().max()) for k in pair) < 1e-5
+
+
+def test_a_signal_that_reaches_one_process_saves(toy: Toy, root: Path, tmp_path: Path) -> None:
+    """Sample 6 is drawn in the second step by the second process, which saves nothing itself."""
+    said = together(toy, root, tmp_path, 2, "--stop-at-sample", "6", code=1, save_every=100)
+    assert "stopped by a signal at step 2" in said
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000002"]
 
 
 def test_every_sample_is_drawn_once(toy: Toy) -> None:

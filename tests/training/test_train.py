@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import torch
 import toy_training
-from toy_training import PAUSED, Toy, same, weights
+from toy_training import PAUSED, Toy, same, stop_at, weights
 
 import train
 from i2v.config import ConfigError
 from i2v.training import checkpoint
-from i2v.training.batches import Batch, Batches
 from i2v.training.networks import Conditions, Networks
 
 # Made with torch 2.13.0 on a CPU, one thread; weights and draws come from numpy's Philox, not from torch.
@@ -36,18 +35,6 @@ def equals(out: Path, unbroken: Path) -> bool:
     assert newest[0] and newest[1] and newest[0].name == newest[1].name == "step-000006"
     exported = same(weights(out / "weights"), weights(unbroken / "weights"))
     return exported and same(weights(newest[0]), weights(newest[1]))
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, sample: int, number: int = signal.SIGTERM) -> None:
-    """The signal arrives while the batch that starts with `sample` is drawn."""
-    draw = Batches.draw
-
-    def interrupted(self: Batches, first: int, count: int) -> Batch:
-        if first == sample:
-            os.kill(os.getpid(), number)
-        return draw(self, first, count)
-
-    monkeypatch.setattr(Batches, "draw", interrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -86,6 +73,18 @@ def test_kill_9_while_a_checkpoint_is_written(toy: Toy, unbroken: Path, tmp_path
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000002"]
     toy.run(tmp_path)
     assert equals(tmp_path, unbroken)
+
+
+def test_half_a_line_of_the_log_is_dropped(toy: Toy, tmp_path: Path) -> None:
+    """Left by a kill between two writes; the run goes on and no line is lost that a checkpoint knows."""
+    toy.run(tmp_path, steps=4)
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text() + path.read_text()[:15])
+    toy.run(tmp_path, allow_change=("steps",))
+    assert [row["step"] for row in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    path.write_text(path.read_text()[:-10])
+    toy.run(tmp_path)
+    assert [row["step"] for row in log(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 def test_resuming_needs_every_part_of_the_state(toy: Toy, unbroken: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A training run of a second or two: the miniature's networks made smaller, with weights from our own noise.
 
 As a program, `python toy_training.py FLAGS...` is train.py with these networks; `--pause-in-checkpoint STEP` makes it
-stand still in the middle of writing that checkpoint, so that a test can kill it there.
+stand still in the middle of writing that checkpoint, so that a test can kill it there; `--stop-at-sample N` sends
+SIGTERM to the process that draws the batch beginning with that sample.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAE, VAEConfig
 from i2v.parts import save_part
 from i2v.training import miniature, validation
+from i2v.training.batches import Batch, Batches
 from i2v.training.networks import Networks
 
 UNET = UNetConfig(channels=(16, 16), depths=(1, 1), heads=(2, 2), context_dim=16, layers=1, latent_channels=4, groups=8)
@@ -149,11 +151,26 @@ def pause_in_checkpoint(step: int) -> None:
     os.replace = replace  # type: ignore[assignment]
 
 
+def stop_at(monkeypatch: pytest.MonkeyPatch, sample: int, number: int = signal.SIGTERM) -> None:
+    """The signal arrives while the batch that starts with `sample` is drawn, at the process that draws it."""
+    draw = Batches.draw
+
+    def interrupted(self: Batches, first: int, count: int) -> Batch:
+        if first == sample:
+            os.kill(os.getpid(), number)
+        return draw(self, first, count)
+
+    monkeypatch.setattr(Batches, "draw", interrupted)
+
+
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    if "--pause-in-checkpoint" in arguments:
-        at = arguments.index("--pause-in-checkpoint")
-        pause_in_checkpoint(int(arguments[at + 1]))
-        del arguments[at : at + 2]
-    with small_networks():
-        train.main(arguments)
+    with small_networks(), pytest.MonkeyPatch.context() as monkeypatch:
+        for flag in ("--pause-in-checkpoint", "--stop-at-sample"):
+            if flag in arguments:
+                at = arguments.index(flag)
+                value = int(arguments[at + 1])
+                del arguments[at : at + 2]
+                pause_in_checkpoint(value) if flag == "--pause-in-checkpoint" else stop_at(monkeypatch, value)
+        code = train.main(arguments)
+    sys.exit(code)
