@@ -15,7 +15,7 @@ from i2v.models.clip_text import CLIPTextConfig
 from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAEConfig
 from weights_convert import diffusers_configs, files, own_format
-from weights_convert.detect import KNOWN, is_pipeline, named, read_pipeline, recognise, split_parts
+from weights_convert.detect import KNOWN, completed, is_pipeline, named, read_pipeline, recognise, split_parts
 from weights_convert.layout import Layout, always
 from weights_convert.layouts.clip import clip_text, clip_vision
 from weights_convert.layouts.diffusers_folder import SUBFOLDERS
@@ -164,7 +164,7 @@ def accounted(content: Content, family: str | None = None, ema: bool = True) -> 
     converted, report, problems = account(content.tensors, content.rules(ema))
     base = family or (layout.fits[0] if len(layout.fits) == 1 else "")
     parts = {}
-    for name, tensors in split_parts(converted).items():
+    for name, tensors in split_parts(completed(converted, layout, str(content.path))).items():
         schedule = own_format.SCHEDULES.get(base) if name == "motion" else None
         parts[name] = own_format.Part(tensors, layout.configs.get(name), base, schedule)
     return Accounted(parts, report, problems)

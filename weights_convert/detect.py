@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from weights_convert import files
@@ -152,7 +153,7 @@ def to_parts(
     """`read_parts` for tensors that are read already."""
     found = detect(tensors, file, metadata) if layout is None else named(layout)
     converted, report = convert(tensors, found.build(tensors.keys(), ema), found.name, file)
-    return Parts(found, split_parts(converted), report, dict(metadata or {}))
+    return Parts(found, split_parts(completed(converted, found, file)), report, dict(metadata or {}))
 
 
 def to_published(parts: Mapping[str, Mapping[str, Tensor]], layout: str) -> dict[str, Tensor]:
@@ -163,6 +164,17 @@ def to_published(parts: Mapping[str, Mapping[str, Tensor]], layout: str) -> dict
     joined = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
     found = named(layout)
     return convert(joined, inverted(found.build(None, False)), f"{layout}, written", "the given parts")[0]
+
+
+def completed(converted: Mapping[str, Tensor], layout: Layout, file: str) -> Mapping[str, Tensor]:
+    """With zeros for CLIP-L's last layer where an SDXL merge lacks it: SDXL reads what the layer before it gives."""
+    first, last = (f"text_encoder.text_model.encoder.layers.{n}." for n in (10, 11))
+    if layout.name != "sdxl-single-file" or any(key.startswith(last) for key in converted):
+        return converted
+    zeros = {last + k.removeprefix(first): torch.zeros_like(v) for k, v in converted.items() if k.startswith(first)}
+    if zeros:
+        log.warning("%s: lacks the last layer of its first text encoder, which SDXL does not read: zeros there", file)
+    return {**converted, **zeros}
 
 
 def split_parts(converted: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -15,6 +15,7 @@ import torch
 from teaching import teaches
 from torch import Tensor
 
+from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
 from weights_convert.detect import Parts, read_parts, to_parts
 from weights_convert.layouts.single_file import MOST_STRANGE, ema_name
 from weights_convert.networks import misfits
@@ -192,6 +193,29 @@ def test_known_leftovers_are_counted(manifest: Manifest) -> None:
         "not used by Stable Diffusion 1.5": 1,
     }
     assert sum(to_parts(source, "x").report.values()) == len(source)
+
+
+def test_an_sdxl_merge_without_the_layer_that_sdxl_does_not_read(
+    manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Zeros stand for CLIP-L's last layer, so that nothing that is read changes; another layer may not lack."""
+    source = {k: v for k, v in published(manifest, "sdxl_base_single_file").items() if k.startswith("conditioner")}
+    source |= {k: v for k, v in published(manifest, "sdxl_base_single_file").items() if k.startswith(UNET)}
+    whole = to_parts(source, "x").tensors["text_encoder"]
+    found = to_parts({k: v for k, v in source.items() if ".layers.11." not in k}, "x").tensors["text_encoder"]
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in whole.items()}
+    assert "x: lacks the last layer" in caplog.text
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = CLIPTextModel(CLIPTextConfig(99, 16, 32, 12, 2, 20, eos_token_id=19))
+    ids = torch.arange(20)[None]
+    before = text(ids).penultimate
+    for key, value in text.named_parameters():
+        if ".layers.11." in key:
+            value.data.zero_()
+    assert torch.equal(text(ids).penultimate, before)
+    other = to_parts({k: v for k, v in source.items() if ".layers.10." not in k}, "x").tensors["text_encoder"]
+    assert len(other) < len(whole)
 
 
 @pytest.mark.parametrize("name", ["sd15_single_file_emaonly", "sdxl_base_single_file"])
