@@ -77,6 +77,11 @@ def _gather(job: Job) -> tuple[dict[str, Part], dict[str, str]]:
         problems += [f"{content.path}: {text}" for text in result.problems]
         for name, part in result.parts.items():
             if not job.parts or name in job.parts:
+                if job.to == OWN and name not in KINDS:  # before anything else is asked for
+                    raise ConversionError(
+                        f"{job.source}: no network here reads a {name}, expected {', '.join(KINDS)}; name one of its "
+                        "own layouts with --to"
+                    )
                 parts[name] = _settled(job, content, name, part)
     if problems:
         raise ConversionError(f"{job.source}: not what its layout describes, {listed(problems)}\n{ANEW}")
@@ -169,12 +174,6 @@ def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mappi
     folder = job.target
     if folder.is_file() or folder.suffix == ".safetensors":
         raise ConversionError(f"{folder}: a file, expected a folder, with one file per part in our format; name one")
-    strange = [name for name in parts if name not in KINDS]
-    if strange:
-        raise ConversionError(
-            f"{job.source}: no network here reads a {strange[0]}, expected {', '.join(KINDS)}; name one of its own "
-            "layouts with --to"
-        )
     if "ip_adapter" in parts and parts["ip_adapter"].bare_attentions:
         parts["ip_adapter"] = own_format.with_projection(parts["ip_adapter"], folder / "ip_adapter.safetensors")
     bases = {part.family for part in parts.values()} | ({_family_of(folder)} - {""})

@@ -85,7 +85,8 @@ def test_what_has_no_network_here_is_not_written_as_ours(tmp_path: Path) -> None
     path = published(tmp_path, "taesd_decoder_pth")
     for to, told in (("own", "no network here reads a taesd"), ("diffusers", "nothing that diffusers has a place for")):
         with pytest.raises(ConversionError, match=told):
-            run(["convert", str(path), str(tmp_path / to), "--to", to, "--for", "sd15"])
+            base = ["--for", "sd15"] if to != "own" else []  # the reason comes before other questions
+            run(["convert", str(path), str(tmp_path / to), "--to", to, *base])
         assert not (tmp_path / to).exists()
 
 
