@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ def meta(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
+@cache
 def of_transformers(size: str) -> Tensors:
     text, vision = SIZES[size]
     config = transformers.CLIPConfig(
@@ -42,6 +44,7 @@ def of_transformers(size: str) -> Tensors:
         return dict(transformers.CLIPModel(config).state_dict())
 
 
+@cache
 def of_openclip(size: str) -> Tensors:
     """Names as in OpenCLIP's and OpenAI's code."""
     text, vision = SIZES[size]
