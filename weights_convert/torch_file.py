@@ -83,9 +83,12 @@ def _read_zip(mapped: Mapped) -> TorchFile:
     if root + "byteorder" in members and content(root + "byteorder") != b"little":
         raise ConversionError(f"{file}: numbers in big-endian order, expected little; save it again on a usual machine")
     places: dict[str, int] = {}
+    storages: dict[str, Storage] = {}
 
     def storage(pid: Any) -> Storage:
         found = _storage(pid)
+        if storages.setdefault(found.key, found).dtype != found.dtype:
+            raise PickleError(f"storage {found.key[:40]} in two number formats, expected one")
         name = f"{root}data/{found.key}"
         if name not in members:
             raise damaged(file, f"a tensor in {name[:120]}, which is absent", "every tensor's numbers in the archive")

@@ -118,6 +118,17 @@ def test_the_root_of_an_archive_has_any_name(tmp_path: Path, root: str) -> None:
     assert same(files.read(repacked(tmp_path / "renamed.ckpt", members))[0], TENSORS)
 
 
+def test_one_storage_in_two_number_formats_is_refused(tmp_path: Path) -> None:
+    """torch's own reader takes the first format for both; each would see another number."""
+    torch.save({"a": torch.ones(4), "b": torch.ones(4, dtype=torch.int32)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    pickle = next(name for name in members if name.endswith("data.pkl"))
+    assert members[pickle].count(b"X\x01\x00\x00\x001") == 1
+    members[pickle] = members[pickle].replace(b"X\x01\x00\x00\x001", b"X\x01\x00\x00\x000")
+    refused(repacked(tmp_path / "y.pt", members), "storage 0 in two number formats")
+
+
 def test_state_dict_of_a_module_has_no_metadata_among_its_tensors(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     torch.save(net.state_dict(), tmp_path / "x.pt")
