@@ -245,9 +245,12 @@ def table(all_rows: dict[str, Any]) -> str:
             continue  # a table of their own
         found = all_rows.get(name)
         lines.append(f"| {name} | {cells(found)} |" if found else f"| {name} | *not run* | | | | | |")
-    machines = sorted({json.dumps(found["machine"], sort_keys=True) for found in all_rows.values()})
-    about = ["; ".join(f"{k} {v}" for k, v in json.loads(one).items()) for one in machines]
-    return "\n".join([*lines, "", *(f"Measured with: {one}." for one in about)])
+    machines: dict[str, list[str]] = {}
+    for name, found in all_rows.items():
+        about = "; ".join(f"{k} {v}" for k, v in sorted(found["machine"].items()))
+        machines.setdefault(about, []).append(f"`{name}`")
+    by_machine = [f"- {', '.join(names)}: {one}." for one, names in sorted(machines.items())]
+    return "\n".join([*lines, "", "Measured with:", "", *by_machine])
 
 
 def write_table() -> None:

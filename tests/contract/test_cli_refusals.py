@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from teaching import teaches
+from test_cli_full_size import Manifest, sparse
 
 from i2v import assemble
 from i2v.assemble import ModelFiles
@@ -114,17 +115,15 @@ def test_a_file_that_is_not_there_and_a_folder_too_many(folder: Path) -> None:
     teaches(refusal(preset="i2v-sd15", motion=folder / "odd.safetensors"), "odd.safetensors")
 
 
-def test_why_a_file_of_models_was_not_taken(folder: Path) -> None:
+def test_why_a_file_of_models_was_not_taken(tmp_path: Path, manifest: Manifest) -> None:
     """One that is not what its name says, and two that could both be it, are told beside what is missing."""
-    models = folder.parent / "models"
-    models.mkdir()
-    (models / "v1-5-pruned-emaonly.safetensors").write_bytes(b"<html>")
+    (tmp_path / "v1-5-pruned-emaonly.safetensors").write_bytes(b"<html>")
     for name in "ab":
-        tensors = {f"down_blocks.0.{name}": torch.ones(1)}
-        save_file(tensors, models / f"{name}.safetensors")
-    text = refusal(preset="i2v-sd15", models=models)
+        sparse(tmp_path / f"{name}.safetensors", manifest("ip_adapter_plus_sd15")["tensors"])
+    text = refusal(preset="i2v-sd15", models=tmp_path)
     teaches(text, "v1-5-pruned-emaonly.safetensors")
     assert "is not what its name says" in text and "with --models" not in text
+    assert "could be any of" in text and "b.safetensors" in text and "choose with --ip-adapter" in text
 
 
 def test_numbers_too_large_for_their_format(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from weights_convert.detect import split_parts
 from weights_convert.layouts.clip import clip_both, clip_text, clip_text_flat, clip_vision_flat
 from weights_convert.layouts.diffusers_folder import diffusers_folder
 from weights_convert.layouts.diffusers_unet import diffusers_unet
-from weights_convert.layouts.openclip import openclip_both, openclip_text, openclip_text_l, openclip_vision
+from weights_convert.layouts.openclip import openclip_both, openclip_text, openclip_vision
 from weights_convert.layouts.single_file import UNET, ema_name, sd15_single_file, sdxl_single_file
 from weights_convert.layouts.vae import vae_diffusers, vae_ldm, vae_ldm_file
 from weights_convert.rules import Rule, convert, inverted, load_strict, prefixed
@@ -366,7 +366,7 @@ def test_one_tower_of_clip(openai: bool, manifest: Manifest) -> None:
         images = {k: v for k, v in source.items() if k.startswith("visual.")}
         alone, other = prefixed(openclip_vision(), "visual."), openclip_both("")
         texts = {k: v for k, v in source.items() if k not in images}
-        found = convert(texts, openclip_text_l(), "small")[0]
+        found = convert(texts, openclip_text(projection=False), "small")[0]
         equal(found, {k: v for k, v in both["text_encoder"].items() if k != "text_projection.weight"})
     equal(convert(images, alone, "small")[0], both["image_encoder"])
     parts = converted(source, other)

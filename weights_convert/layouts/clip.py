@@ -13,6 +13,9 @@ from i2v.models.clip_vision import VIT_B32, VIT_BIGG14, VIT_H14, VIT_L14, CLIPVi
 from weights_convert.layout import Layout, Shape, always
 from weights_convert.rules import Drop, Rebuild, Rename, Rule
 
+NO_TEXT = "no base here reads this text encoder"
+UNUSED = "not used by Stable Diffusion"
+
 
 def _position_ids(embedding: Tensor) -> Tensor:
     return torch.arange(embedding.shape[0], device=embedding.device)[None]
@@ -42,7 +45,7 @@ def clip_text(position_ids: bool = False, projection: bool = False) -> list[Rule
     ]
     if projection:
         return [*rules, Rename("text_projection.weight", "text_projection.weight", expect=1)]
-    return [*rules, Drop("{p:text_projection|text_projection.weight|logit_scale}", "not used by Stable Diffusion")]
+    return [*rules, Drop("{p:text_projection|text_projection.weight|logit_scale}", UNUSED)]
 
 
 def clip_text_flat() -> list[Rule]:
@@ -90,7 +93,6 @@ def clip_both(text: str = "text_encoder.", vision: str = "image_encoder.") -> li
 
 
 CLIP_B32 = CLIPTextConfig(hidden_size=512, intermediate_size=2048, num_heads=8, projection_dim=512)
-NO_TEXT = "no base here reads this text encoder"
 BIGG = "OpenCLIP ViT-bigG/14, SDXL's second text encoder"
 
 

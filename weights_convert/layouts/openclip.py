@@ -7,7 +7,7 @@ from dataclasses import replace
 from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG, CLIPTextConfig
 from i2v.models.clip_vision import VIT_B32, VIT_BIGG14, VIT_H14, VIT_L14, CLIPVisionConfig
 from weights_convert.layout import Layout, Shape, always
-from weights_convert.layouts.clip import BIGG, CLIP_B32, NO_TEXT, VISION, towers
+from weights_convert.layouts.clip import BIGG, CLIP_B32, NO_TEXT, UNUSED, VISION, towers
 from weights_convert.rules import TRANSPOSE, Drop, Rename, Rule, Split, prefixed
 
 LEAVES = {
@@ -29,18 +29,21 @@ def _blocks(tower: str) -> list[Rule]:
     return rules + [Rename(f"{block}.{a}.{{p:weight|bias}}", f"{layer}.{b}.{{p}}") for a, b in LEAVES.items()]
 
 
-def openclip_text() -> list[Rule]:
-    """The text tower alone, as in SDXL's single file.
+def openclip_text(projection: bool = True) -> list[Rule]:
+    """The text tower alone, as in SDXL's single file; without its projection, as Stable Diffusion 1.5 reads ViT-L/14.
 
     A projection named `text_projection.weight` is already turned; the matrix is square, only the name can tell.
     """
+    ending: list[Rule] = [
+        Rename("text_projection", "text_projection.weight", op=TRANSPOSE, optional=True),
+        Rename("text_projection.weight", "text_projection.weight", optional=True),
+    ]
     return [
         Drop("logit_scale", "the temperature of the contrastive loss"),
         Rename("positional_embedding", "text_model.embeddings.position_embedding.weight", expect=1),
         Rename("token_embedding.weight", "text_model.embeddings.token_embedding.weight", expect=1),
         Rename("ln_final.{p:weight|bias}", "text_model.final_layer_norm.{p}", expect=2),
-        Rename("text_projection", "text_projection.weight", op=TRANSPOSE, optional=True),
-        Rename("text_projection.weight", "text_projection.weight", optional=True),
+        *(ending if projection else [Drop("{p:text_projection|text_projection.weight}", UNUSED)]),
         *_blocks("text_model"),
     ]
 
@@ -71,14 +74,6 @@ def openclip_both(text: str = "text_encoder.", vision: str = "image_encoder.") -
         Drop("{p:input_resolution|context_length|vocab_size}", "a size, which is a config here"),
         *prefixed(openclip_vision(), "visual.", vision),
         *prefixed(texts, "", text),
-    ]
-
-
-def openclip_text_l() -> list[Rule]:
-    """ViT-L/14's text tower alone, as Stable Diffusion reads it."""
-    return [
-        Drop("{p:text_projection|text_projection.weight}", "not used by Stable Diffusion"),
-        *(rule for rule in openclip_text() if not str(getattr(rule, "source", "")).startswith("text_projection")),
     ]
 
 
@@ -131,7 +126,7 @@ LAYOUTS = (
         fits=("sd15", "sdxl"),
         parts=("text_encoder",),
         has={"positional_embedding": (77, 768), "transformer.resblocks.0.attn.in_proj_weight": (2304, 768)},
-        build=always(openclip_text_l, "text_encoder."),
+        build=always(lambda: openclip_text(projection=False), "text_encoder."),
         lacks=("visual.proj",),
         configs={"text_encoder": CLIP_L},
     ),
