@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from i2v import config
 from i2v.config import ConfigError
-from i2v.device import DTYPES, own_device
+from i2v.device import DTYPES, own_device, pick_device, training_dtype
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
 from i2v.free_memory import keep_freed_memory
 from i2v.training import memory, recipe
@@ -86,6 +87,7 @@ def finite_mean(losses: list[Tensor], parts: int, step: int) -> float:
 def train(cfg: Training, run: Processes) -> int:
     """One run to its end, from where it stopped; 0, or 128 + the number of the signal that stopped it."""
     device = own_device(cfg.device, run)
+    cfg = replace(cfg, dtype=training_dtype(cfg.dtype, device))
     run.share(cfg.batch)  # an error before the work
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -197,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return recipe.main(argv, train_main=main)
     cfg = config.from_command_line(Training, argv, prog="train.py")
     if cfg.dry_run:
-        print(memory.table(cfg))
+        print(memory.table(replace(cfg, dtype=training_dtype(cfg.dtype, pick_device(cfg.device)))))
         return 0
     with processes(cfg.device) as run:
         return train(cfg, run)

@@ -30,6 +30,7 @@ from i2v import config
 from i2v.config import flag
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
+from i2v.device import training_dtype
 from i2v.diffusion.losses import min_snr_weight
 from i2v.training.batches import Batch, Batches
 from i2v.training.miniature import build_miniature
@@ -104,6 +105,7 @@ def settings(bench: Benchmark, arm: Arm, stage: Stage, seed: int) -> Training:
     return Training(
         init=bench.init, cache=bench.cache, clips=bench.clips, parts=parts, train=stage.train, seed=seed,
         num_frames=stage.num_frames, clean_first=stage.clean_first, batch=stage.batch,
+        dtype=training_dtype("auto", torch.device("cpu")),
     )  # fmt: skip
 
 

@@ -55,6 +55,16 @@ def test_bfloat16_by_itself_for_large_models_where_the_cpu_computes_in_it(monkey
         monkeypatch.setattr(device, "LARGE", large)
 
 
+def test_a_training_computes_in_bfloat16_where_the_device_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able in (True, False):
+        monkeypatch.setattr(device, "computes_bfloat16", lambda able=able: able)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
+        for kind in ("cpu", "cuda"):
+            assert device.training_dtype("auto", torch.device(kind)) == ("bfloat16" if able else "float32")
+        assert device.training_dtype("auto", torch.device("mps")) == "float32"
+        assert device.training_dtype("float16", torch.device("cuda")) == "float16", "what is asked for wins"
+
+
 def test_what_the_cpu_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instructions for bfloat16 are asked for, not whether oneDNN would take it, which it does without them."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)

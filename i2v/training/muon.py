@@ -16,10 +16,15 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)  # drives singular values to between about 0.7 and 1.2 in five rounds
 
 
+def precision(device: torch.device) -> torch.dtype:
+    """bfloat16 is enough for the rounds; a CPU takes float32, since many compute bfloat16 a hundred times as slowly."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
 def orthogonalised(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """(m, n) -> bfloat16 (m, n) with the same singular vectors and singular values near 1, by Newton-Schulz rounds."""
+    """(m, n) -> (m, n) with the same singular vectors and singular values near 1, by Newton-Schulz rounds."""
     a, b, c = QUINTIC
-    x = matrix.bfloat16()
+    x = matrix.to(precision(matrix.device))
     if tall := x.shape[0] > x.shape[1]:
         x = x.T
     x = x / x.norm().clamp(min=1e-7)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from i2v.training import muon as muon_module
 from i2v.training.muon import Muon, orthogonalised
 from i2v.training.optim import optimizer_tensors, restore_optimizer
 
@@ -23,15 +24,16 @@ def gradients(named: dict[str, nn.Parameter], step: int) -> None:
 
 def test_singular_values_come_near_one() -> None:
     values = torch.linalg.svdvals(
-        orthogonalised(torch.randn(12, 30, generator=torch.Generator().manual_seed(1))).float()
+        orthogonalised(torch.randn(12, 30, generator=torch.Generator().manual_seed(1)))
     )
     assert values.min() > 0.6 and values.max() < 1.3
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no torch.optim.Muon (2.9 or newer)")
 @pytest.mark.parametrize("fault", [False, True])
-def test_steps_equal_those_of_pytorch(fault: bool) -> None:
-    """Three steps; a fault (another momentum) is seen."""
+def test_steps_equal_those_of_pytorch(fault: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps, in bfloat16 as PyTorch's; a fault (another momentum) is seen."""
+    monkeypatch.setattr(muon_module, "precision", lambda device: torch.bfloat16)
     ours, theirs = weights(), weights()
     flat = [nn.Parameter(theirs[k].detach().flatten(1)) for k in ("wide", "tall", "conv")]
     muon = Muon(ours, 0.02, 0.1, momentum=0.9 if fault else 0.95)

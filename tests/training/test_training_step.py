@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import fields, replace
 from pathlib import Path
@@ -175,6 +176,21 @@ def test_bfloat16_computes_and_float32_stores(toy: Toy, data: WorldLatents, netw
     assert b.dtype == torch.float32 and not torch.equal(a, b) and torch.allclose(a, b, rtol=0.05)
     b.mean().backward()
     assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == p.dtype for p in chosen.values())
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_the_chosen_number_format_is_recorded(
+    toy: Toy, tmp_path: Path, able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another kind of processor the run is not gone on with in another format unasked."""
+    chosen, other = ("bfloat16", "float32") if able else ("float32", "bfloat16")
+    monkeypatch.setattr("i2v.device.computes_bfloat16", lambda: able)
+    toy.run(tmp_path, dtype="auto", steps=1)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == chosen
+    monkeypatch.setattr("i2v.device.computes_bfloat16", lambda: not able)
+    with pytest.raises(ConfigError, match=f"dtype: '{chosen}' -> '{other}'"):
+        toy.run(tmp_path, dtype="auto", steps=1)
+    toy.run(tmp_path, dtype=chosen, steps=1)
 
 
 def test_patterns_choose_what_is_trained(toy: Toy, networks: Networks) -> None:
