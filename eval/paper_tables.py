@@ -90,7 +90,11 @@ def table_2_needs(e: Evaluation) -> Needs:
 
 
 def table_2_report(e: Evaluation) -> list[Section]:
-    """The Frame Similarity Prior: where sampling starts (t0) and what its start keeps of the picture (p)."""
+    """The Frame Similarity Prior: where sampling starts (t0) and what its start keeps of the picture (p).
+
+    The paper's prose gives p the opposite sense of Eq. (7), see `i2v.diffusion.frame_similarity_prior`; so p is
+    compared with the paper's p and with its 1 - p.
+    """
     rows = {(t0, p): e.samples(e.half, replace(e.full, t0=t0, p=p)) for t0, p in _prior_rows()}
     head = ("flow", "displacement", "motion_right", "similarity_psnr", "flicker")
     by_t0 = {f"{t0:g}": rows[t0, 1.0] for t0 in T0S}
@@ -106,7 +110,7 @@ def table_2_report(e: Evaluation) -> list[Section]:
         tables += [
             summary_table(f"2-p-{t0:g}", f"Table 2 in small: p at t0 = {t0:g}", by_p, head),
             _signs(e, f"2-p-{t0:g}-paired", "Minus p = 0.5, pair by pair",
-                   {p: (t0, p) for p in PS if p != 0.5}, rows, (t0, 0.5)),
+                   {p: (t0, p) for p in PS if p != 0.5}, rows, (t0, 0.5), both_readings=True),
         ]  # fmt: skip
     tables = [replace(t, head=["t0" if "t0" in t.name else "p", *t.head[1:]]) for t in tables]
     charts = [
@@ -127,17 +131,25 @@ def table_2_report(e: Evaluation) -> list[Section]:
 
 
 def _signs(e: Evaluation, name: str, title: str, lines: Mapping[float, tuple[float, float]],
-           rows: Mapping[tuple[float, float], Sequence[Sample]], reference: tuple[float, float]) -> Table:  # fmt: skip
+           rows: Mapping[tuple[float, float], Sequence[Sample]], reference: tuple[float, float],
+           both_readings: bool = False) -> Table:  # fmt: skip
     """Differences to one row, beside the paper's difference of FlowScore where it has both rows."""
     columns = ("flow", "displacement", "motion_right", "similarity_psnr", "flicker")
     table = difference_table(name, title, {f"{k:g}": rows[at] for k, at in lines.items()}, rows[reference], columns)
+    head = ["paper: FlowScore", "flow has the paper's sign"]
+    readings = [lambda at: at]
+    if both_readings:
+        head += ["paper at 1 - p", "flow has its sign"]
+        readings.append(lambda at: (at[0], round(1 - at[1], 1)))
     extra = []
     for at in lines.values():
-        known = at in PAPER_FLOW and reference in PAPER_FLOW
-        paper = PAPER_FLOW[at] - PAPER_FLOW[reference] if known else None
-        ours = difference(rows[at], rows[reference], "flow")
-        extra.append([NONE if paper is None else f"{paper:+.3f}", agreement(ours, paper)])
-    return beside(table, ["paper: FlowScore", "flow has the paper's sign"], extra)
+        ours, cells = difference(rows[at], rows[reference], "flow"), []
+        for read in readings:
+            known = read(at) in PAPER_FLOW and reference in PAPER_FLOW
+            paper = PAPER_FLOW[read(at)] - PAPER_FLOW[reference] if known else None
+            cells += [NONE if paper is None else f"{paper:+.3f}", agreement(ours, paper)]
+        extra.append(cells)
+    return beside(table, head, extra)
 
 
 # -- fewer steps through t0 ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from i2v.config import ConfigError
 
 LARGE = 128 * 2**20  # parameters; a smaller model, as the miniature, is quick in float32, the same on every CPU
+Number = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -63,7 +65,7 @@ def computes_bfloat16() -> bool:
     return any(supported() for supported in known) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def training_dtype(name: str, device: torch.device) -> str:
+def training_dtype(name: Number, device: torch.device) -> Number:
     """What a training computes in: "auto" is bfloat16 where the device has instructions for it, otherwise float32.
 
     Not float16, which must scale its loss. On a CPU without these instructions bfloat16 takes ten times as long.

@@ -5,7 +5,8 @@ latent keeps the picture instead of its blurred copy. t0 = 1, p = 0.5 is what wa
 
 The paper contradicts itself on p: "a smaller p results in more information being retained", yet by Eq. (7) M_p = 1,
 which has probability p, keeps the original, so a smaller p retains less. The same sentence goes on that motion grows
-with p, and so does Table 2 (but for p = 1). This file follows the equation.
+with p, and so does Table 2 (but for p = 1). This file follows the equation. In the miniature motion falls the more is
+kept (docs/miniature.md), which speaks for the prose: a p of Table 2 is then 1 - p here. At 0.5 both are the same.
 """
 
 from __future__ import annotations
