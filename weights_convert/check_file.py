@@ -8,6 +8,7 @@ from typing import Any
 
 from i2v.models.clip_text import CLIPTextConfig
 from weights_convert.contents import Content, accounted, look
+from weights_convert.layout import still_needed
 from weights_convert.layouts.lora import BASES
 from weights_convert.lora import read_lora
 from weights_convert.networks import FAMILIES, TITLES, misfits
@@ -23,7 +24,9 @@ def check(path: Path, family: str, layout: str | None = None, ema: bool = True) 
     Raises OSError for what is not there and ConversionError for what is damaged.
     """
     rows = [_one(content, family, ema) for content in look(path, layout)]
-    return {"file": str(path), "for": family, "fits": all(not row["problems"] for row in rows), "contents": rows}
+    have = {part for row in rows for part in row["parts"]}
+    return {"file": str(path), "for": family, "fits": all(not row["problems"] for row in rows), "contents": rows,
+            "needs": list(still_needed((family,), have))}  # fmt: skip
 
 
 def _one(content: Content, family: str, ema: bool) -> Json:
@@ -54,6 +57,7 @@ def _one(content: Content, family: str, ema: bool) -> Json:
         "keys": len(content.tensors),
         "claimed": sum(result.report.values()) if content.lora is None else len(content.tensors),
         "rules": dict(result.report),
+        "parts": list(result.parts),
         "problems": problems,
     }
 
@@ -117,6 +121,8 @@ def shown(facts: Json) -> str:
         lines += [f"  problem: {text}" for text in row["problems"][:20]]
         lines += [f"  and {len(row['problems']) - 20:,} more problems"] if row["problems"][20:] else []
     if facts["fits"]:
-        return "\n".join([*lines, f"{facts['file']} fits {TITLES[facts['for']]}"])
+        lacks = [part for part in facts["needs"] if Path(facts["file"]).is_dir()]  # of a single file nobody asks
+        more = f"; a video needs {', '.join(lacks)} from other files" if lacks else ""
+        return "\n".join([*lines, f"{facts['file']} fits {TITLES[facts['for']]}{more}"])
     advice = f"take the whole file anew, or one that was made for {TITLES[facts['for']]}"
     return "\n".join([*lines, f"{facts['file']} does not fit {TITLES[facts['for']]}: {advice}"])

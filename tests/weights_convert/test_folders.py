@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from weights_convert.check_file import check, shown
 from weights_convert.detect import read_parts, to_parts, to_published
 from weights_convert.networks import misfits
 from weights_convert.rules import ConversionError
@@ -105,6 +106,9 @@ def test_a_folder_without_a_part(folder: Path, manifest: Manifest) -> None:
     (folder / "vae").rmdir()
     parts = read_parts(folder)
     assert "vae" in parts.needs and set(parts.tensors) == {"unet", "text_encoder"}
+    told = shown(facts := check(folder, "sd15")).splitlines()[-1]
+    assert facts["fits"] and f"{folder} fits Stable Diffusion 1.5; a video needs vae, " in told
+    assert "text_encoder" not in told, "it is there"
 
 
 @pytest.mark.parametrize("prediction, wanted", [("epsilon", True), ("v_prediction", False), ("sample", False)])
