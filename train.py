@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from i2v import config
 from i2v.config import ConfigError
-from i2v.device import DTYPES, own_device, pick_device, training_dtype
+from i2v.device import autocast, own_device, pick_device, training_dtype
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
 from i2v.free_memory import keep_freed_memory
 from i2v.training import memory, recipe
@@ -55,7 +55,7 @@ def loss_of(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
     # the first frame stays clean (but for --known-noise), at the same timestep as the others
     clean = batch.latents + cfg.known_noise * batch.noise
     noisy = torch.where(known[:, None, None, None], clean, noisy)
-    with torch.autocast(batch.latents.device.type, DTYPES[cfg.dtype], enabled=cfg.dtype != "float32"):
+    with autocast(cfg.dtype, batch.latents.device):
         told = networks.condition(batch.captions, batch.image_features)
         prediction = networks.predict(noisy.flatten(0, 1), batch.timesteps, told, frames, batch.edges)
     target = networks.schedule.target(batch.latents, batch.noise, batch.timesteps)

@@ -30,7 +30,7 @@ from i2v import config
 from i2v.config import flag
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
-from i2v.device import training_dtype
+from i2v.device import autocast
 from i2v.diffusion.losses import min_snr_weight
 from i2v.training.batches import Batch, Batches
 from i2v.training.miniature import build_miniature
@@ -105,7 +105,6 @@ def settings(bench: Benchmark, arm: Arm, stage: Stage, seed: int) -> Training:
     return Training(
         init=bench.init, cache=bench.cache, clips=bench.clips, parts=parts, train=stage.train, seed=seed,
         num_frames=stage.num_frames, clean_first=stage.clean_first, batch=stage.batch,
-        dtype=training_dtype("auto", torch.device("cpu")),
     )  # fmt: skip
 
 
@@ -184,7 +183,7 @@ def x0_error(cfg: Training, networks: Networks, batch: Batch) -> Tensor:
     noisy = networks.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     if cfg.clean_first:
         noisy[:, 0] = batch.latents[:, 0]
-    with torch.autocast("cpu", torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+    with autocast(cfg.dtype, batch.latents.device):
         context = networks.condition(batch.captions, None).context
         prediction = networks.unet(noisy.flatten(0, 1), batch.timesteps, context, num_frames=frames)
     x0 = networks.schedule.to_x0(prediction.float().unflatten(0, (-1, frames)), noisy, batch.timesteps)

@@ -79,6 +79,12 @@ def training_dtype(name: Number, device: torch.device) -> Number:
     return "bfloat16" if able else "float32"
 
 
+def autocast(name: Number, device: torch.device) -> torch.autocast:
+    """A training's forward pass in `training_dtype`."""
+    dtype = DTYPES[training_dtype(name, device)]
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def pick_dtype(name: str | torch.dtype, device: torch.device, parameters: int = 0) -> torch.dtype:
     """ "auto" is float16 on a GPU; on a CPU bfloat16 for `LARGE` models where it computes in that, otherwise float32.
 

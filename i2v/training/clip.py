@@ -21,7 +21,7 @@ from i2v import config, load
 from i2v.config import flag
 from i2v.data.scene import render
 from i2v.data.world import WORLDS, draw_scene
-from i2v.device import DTYPES, pick_device, training_dtype
+from i2v.device import autocast, pick_device
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
 from i2v.models.tokenizer import Tokenizer
@@ -104,7 +104,6 @@ def accuracy(pair: Pair, pixels: Tensor, pooled: Tensor, captions: list[str]) ->
 def main(argv: list[str] | None = None) -> None:
     cfg = config.from_command_line(CLIPTraining, argv)
     device = pick_device(cfg.device)
-    dtype = DTYPES[training_dtype("auto", device)]
     text_file = load.header(cfg.init / "text_encoder.safetensors")
     text_encoder = CLIPTextModel(text_file.config)
     text_encoder.load_state_dict({k: v.float() for k, v in text_file.tensors().items()})
@@ -140,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         for step in bar:
             draw = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
             pick = torch.randint(len(label), (cfg.batch,), generator=draw).to(device)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with autocast("auto", device):
                 logits = pair.logits(train_pixels[pick], train_pooled[pick])
             loss = contrastive_loss(logits, (label[pick][:, None] == label[pick][None]).float())
             loss.backward()

@@ -29,7 +29,7 @@ from i2v import config, load
 from i2v.config import flag
 from i2v.data.natural import natural_picture
 from i2v.data.world import WORLDS, make_clip
-from i2v.device import DTYPES, pick_device, training_dtype
+from i2v.device import autocast, pick_device
 from i2v.models.vae import VAE, VAEConfig
 from i2v.parts import save_part
 from i2v.training import checkpoint
@@ -128,7 +128,6 @@ def standardise(vae: VAE, frames: Tensor) -> list[float]:
 def main(argv: list[str] | None = None) -> None:
     cfg = config.from_command_line(VAETraining, argv)
     device = pick_device(cfg.device)
-    dtype = DTYPES[training_dtype("auto", device)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         vae = VAE(TINY_VAE)
@@ -163,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         draw = torch.Generator().manual_seed(cfg.seed * 1_000_003 + step)
         x = to_float(frames[torch.randint(len(frames), (cfg.batch,), generator=draw)].to(device))
         x = x.to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast("auto", device):
             posterior = vae.encode(x)
             noise = torch.randn(posterior.mean.shape, generator=draw)
             out = vae.decode(posterior.sample(noise.to(device)))

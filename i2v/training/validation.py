@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from i2v import noise
 from i2v.data.world import WORLDS, WorldConfig
-from i2v.device import DTYPES
+from i2v.device import autocast
 from i2v.diffusion.guidance import Condition, guide
 from i2v.diffusion.samplers import SAMPLERS
 from i2v.presets import PRESETS
@@ -108,7 +108,7 @@ def _of_pictures(cfg: Training, networks: Networks, data: Batches, count: int, s
             true = data.latents_of(number)[None].to(networks.device)
             caption = data.data.captions[number]
             picture = data.data.first_frame(number)
-            with _autocast(cfg, networks):
+            with autocast(cfg.dtype, networks.device):
                 result = pipe(picture, caption, seed=number, num_frames=cfg.num_frames, height=picture.shape[0],
                               width=picture.shape[1], guidance_scale=cfg.guidance_scale)  # fmt: skip
                 truth = pipe.decode(true)
@@ -132,7 +132,7 @@ def _from_noise(cfg: Training, networks: Networks, data: Batches, count: int, st
 
     for number in range(count):
         caption, shape = data.data.captions[number], tuple(data.latents_of(number).shape[1:])
-        with _autocast(cfg, networks):
+        with autocast(cfg.dtype, networks.device):
             seen = [None, None] if data.features is None else [data.features[[row]].to(networks.device)
                                                                for row in (-1, number)]  # fmt: skip
             told = [networks.condition([words], row) for words, row in zip(("", caption), seen)]
@@ -146,10 +146,6 @@ def _from_noise(cfg: Training, networks: Networks, data: Batches, count: int, st
         told_in_file = {"prompt": caption, "seed": number, "steps": STEPS, "guidance_scale": scale, "step": step}
         write_video(_file(cfg, step, number), made, cfg.fps or preset.fps, told_in_file, overwrite=True)
     return {}
-
-
-def _autocast(cfg: Training, networks: Networks) -> torch.autocast:
-    return torch.autocast(networks.device.type, DTYPES[cfg.dtype], enabled=cfg.dtype != "float32")
 
 
 def _file(cfg: Training, step: int, number: int) -> Path:
