@@ -249,7 +249,9 @@ def test_fragments(golden) -> None:
     assert not torch.equal(wrong.float(), data.outputs["frag"])
     small, draw = data.inputs["frag_small_video"], data.inputs["frag_small_rand0"]
     assert torch.equal(fragments(small, Listed([draw]), (3, 4), 8, 4).float(), data.outputs["frag_small"])
-    assert torch.equal(resized(video, (24, 32)), data.outputs["resized"])
+    apart = (resized(video, (24, 32)).int() - data.outputs["resized"].int()).abs()
+    assert apart.max() <= 1 and apart.float().mean() < 1e-4, "halves, which another PyTorch's last bit rounds elsewhere"
+    assert (resized(video.flip(-1), (24, 32)).int() - data.outputs["resized"].int()).abs().float().mean() > 1
 
 
 def test_frame_indices(golden) -> None:
