@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import platform
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +14,7 @@ import torch.distributed as dist
 
 from i2v.config import ConfigError
 
+log = logging.getLogger(__name__)
 LARGE = 128 * 2**20  # parameters; a smaller model, as the miniature, is quick in float32, the same on every CPU
 Number = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -65,12 +69,34 @@ def computes_bfloat16() -> bool:
     return any(supported() for supported in known) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def computes_float16() -> bool:
+    """Whether this CPU has instructions for that."""
+    return hasattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported") and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def tell_if_slow(name: str, device: torch.device) -> None:
+    """A number format that this CPU has no instructions for is allowed, since it saves memory, and warned of.
+
+    Asked of x86 alone, whose instructions are known.
+    """
+    if device.type != "cpu" or name == "float32" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return
+    if not (computes_bfloat16() if name == "bfloat16" else computes_float16()):
+        _warn_once(f"--dtype {name}: this CPU has no instructions for it; in float32 it is 10 to 100 times as fast")
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    log.warning("%s", line)
+
+
 def training_dtype(name: Number, device: torch.device) -> Number:
     """What a training computes in: "auto" is bfloat16 where the device has instructions for it, otherwise float32.
 
     Not float16, which must scale its loss. On a CPU without these instructions bfloat16 takes ten times as long.
     """
     if name != "auto":
+        tell_if_slow(name, device)
         return name
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -98,4 +124,5 @@ def pick_dtype(name: str | torch.dtype, device: torch.device, parameters: int = 
         return torch.float16
     if name not in DTYPES:
         raise ConfigError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
+    tell_if_slow(name, device)
     return DTYPES[name]

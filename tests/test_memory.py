@@ -55,6 +55,26 @@ def test_bfloat16_by_itself_for_large_models_where_the_cpu_computes_in_it(monkey
         monkeypatch.setattr(device, "LARGE", large)
 
 
+def test_a_slow_number_format_is_warned_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, where the processor lacks instructions for it; the choice stands."""
+    monkeypatch.setattr(device.platform, "machine", lambda: "x86_64")
+
+    def said(able: bool, name: str, kind: str) -> list[str]:
+        monkeypatch.setattr(device, "computes_bfloat16", lambda: able)
+        device._warn_once.cache_clear()
+        caplog.clear()
+        for _ in range(2):
+            assert device.pick_dtype(name, torch.device(kind)) == device.DTYPES[name]
+            assert device.training_dtype(name, torch.device(kind)) == name
+        return caplog.messages
+
+    assert said(False, "bfloat16", "cpu") == [
+        "--dtype bfloat16: this CPU has no instructions for it; in float32 it is 10 to 100 times as fast"
+    ]
+    assert bool(said(True, "float16", "cpu")) != device.computes_float16()
+    assert said(True, "bfloat16", "cpu") == said(False, "bfloat16", "cuda") == said(False, "float32", "cpu") == []
+
+
 def test_a_training_computes_in_bfloat16_where_the_device_does(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
         monkeypatch.setattr(device, "computes_bfloat16", lambda able=able: able)

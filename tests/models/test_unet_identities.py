@@ -135,7 +135,7 @@ def test_keys_and_values_made_once():
     kv = unet.context_kv(given["context"], given["image_tokens"])
     rest = {k: v for k, v in given.items() if k not in ("context", "image_tokens")}
     want = run(unet, given)
-    assert torch.equal(run(unet, rest | {"context": kv}), want)
+    assert apart(run(unet, rest | {"context": kv}), want) < ROUNDING  # not a bit with newer PyTorch; 1e-6 with 2.6
     other = unet.context_kv(given["context"].flip(0), given["image_tokens"])
     assert apart(run(unet, rest | {"context": other}), want) > 100 * ROUNDING
 
