@@ -25,8 +25,8 @@ from i2v.models.int8 import Int8Weight
 GROWTH = 150e6  # bytes allowed for libraries once they compute: kernels, threads, buffers
 RETAINED = 0.15  # allowed for, of what is worked with: what the allocator keeps in pieces too small to use
 aten = torch.ops.aten
-# At its first use einops sets itself up for torch; with older ones (2.6) that imports their compiler, which computes
-# something and fails where nothing is computed. So before.
+# At its first use einops sets itself up for torch; with PyTorch before 2.8 that imports its compiler, which computes
+# something and fails where nothing is computed. So here, before.
 rearrange(torch.empty(1), "one -> one")
 MATRIX = {aten.mm: 0, aten.addmm: 1, aten.bmm: 0, aten.baddbmm: 1}  # position of the first factor
 

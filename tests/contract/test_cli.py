@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import random_miniature
 
 import sample
@@ -301,6 +302,7 @@ def test_ctrl_c_during_the_imports_is_quiet(run: Run, tmp_path: Path, model: Pat
     assert files() == set()
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 8), reason="PyTorch before 2.8 writes files itself while it is imported")
 def test_a_full_disk_leaves_nothing_behind(run: Run, tmp_path: Path, model: Path) -> None:
     process = _start(tmp_path, model, "--prompt", "ball " * 50 + "far end", *QUICK, limit=1000)
     _, err = process.communicate(timeout=120)
