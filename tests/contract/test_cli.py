@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 import random_miniature
+import torch
 
 import sample
 from i2v.pipeline import I2VPipeline
