@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,7 +43,11 @@ def check_place(target: Path) -> None:
     folder = target.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _temporary(target, folder=False).unlink()
+        trial = _name_beside(target)
+        try:
+            _make(trial, folder=False)
+        finally:
+            _remove(trial, folder=False)
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"{folder} is not a folder; name another place for the output") from error
     except OSError as error:
@@ -56,9 +61,9 @@ def whole_or_nothing(target: Path, folder: bool = False) -> Iterator[Path]:
     On any error, Ctrl-C included, the temporary file (or folder, with `folder`) is removed and what was at
     `target` before is still there. Errors of the disk come out as `OutputError`.
     """
-    temporary: Path | None = None
+    temporary = _name_beside(target)
     try:
-        temporary = _temporary(target, folder)
+        _make(temporary, folder)
         yield temporary
         _sync(temporary)
         if target.is_dir():
@@ -72,8 +77,7 @@ def whole_or_nothing(target: Path, folder: bool = False) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise OutputError(f"{target} could not be written ({reason}); nothing was left behind") from error
     finally:
-        if temporary is not None and os.path.lexists(temporary):
-            shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink()
+        _remove(temporary, folder)
 
 
 def write_whole(target: Path, data: bytes) -> None:
@@ -82,22 +86,21 @@ def write_whole(target: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def _temporary(target: Path, folder: bool) -> Path:
-    prefix, suffix = f".{target.stem}.", f".part{target.suffix}"
+def _name_beside(target: Path) -> Path:
+    """A name that nothing has. It is known before anything is made there, so that Ctrl-C at any moment finds it."""
+    return target.parent / f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}"
+
+
+def _make(path: Path, folder: bool) -> None:
     if folder:
-        made = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=target.parent))
-        made.chmod(0o777 & ~_umask())
-        return made
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=target.parent)
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 would hide the result from everybody else
-    return Path(name)
+        path.mkdir()
+    else:
+        path.open("xb").close()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _remove(path: Path, folder: bool) -> None:
+    if os.path.lexists(path):
+        shutil.rmtree(path, ignore_errors=True) if folder else path.unlink()
 
 
 def _sync(path: Path) -> None:
