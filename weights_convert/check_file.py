@@ -121,7 +121,7 @@ def shown(facts: Json) -> str:
         lines += [f"  problem: {text}" for text in row["problems"][:20]]
         lines += [f"  and {len(row['problems']) - 20:,} more problems"] if row["problems"][20:] else []
     if facts["fits"]:
-        lacks = [part for part in facts["needs"] if Path(facts["file"]).is_dir()]  # of a single file nobody asks
+        lacks = facts["needs"] if Path(facts["file"]).is_dir() else []  # of a single file nobody asks
         more = f"; a video needs {', '.join(lacks)} from other files" if lacks else ""
         return "\n".join([*lines, f"{facts['file']} fits {TITLES[facts['for']]}{more}"])
     advice = f"take the whole file anew, or one that was made for {TITLES[facts['for']]}"

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from i2v import video
-from i2v.media import animation, mp4
+from i2v.media import animation, mp4, output_file
 from i2v.video import OutputError, OutputExists, check_output, read_video, write_video
 
 Y, X = np.mgrid[0:48, 0:64]
@@ -249,6 +249,26 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
             pass
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_ctrl_c_at_the_moment_of_making_leaves_nothing(
+    folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file or folder is there, and nothing that follows is reached."""
+    made = output_file._make
+
+    def make_and_stop(path: Path, folder: bool) -> None:
+        made(path, folder)
+        assert path.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output_file, "_make", make_and_stop)
+    with pytest.raises(KeyboardInterrupt), output_file.whole_or_nothing(tmp_path / "clip.mp4", folder):
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        output_file.check_place(tmp_path / "clip.mp4")
     assert list(tmp_path.iterdir()) == []
 
 
