@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -21,17 +22,25 @@ NORMED = 2**16  # numbers of a frame that a norm works on at once, for the same 
 LARGE = 2**22  # numbers of a convolution's weight from which sorting it at each call costs more than it is worth
 FAR = 5  # deviations of a group that its mean may be from 0 for PyTorch's kernel in bfloat16
 SMALL = 2**14  # scores of one head below which PyTorch's own attention is as fast
+WIDENED = 2**18  # queries' numbers that are made float32 at once: a megabyte, for the same reason
 
 
-def made_by_intel() -> bool:
-    """Whether this processor is one where PyTorch's own attention is twice to four times as fast as `attend`."""
+def processor() -> str:
+    """Who made it and its family, as the system writes them; "" where it does not tell."""
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        return "GenuineIntel" in platform.processor()
+        return platform.processor()
 
 
-INTEL = made_by_intel()
+def is_zen5(text: str) -> bool:
+    """Whether `text` of `processor` names an AMD processor that computes 512 bits at once: there alone `attend`, whose
+    products are oneDNN's, is faster than PyTorch's own attention, whose products are MKL's and half as wide."""
+    family = re.search(r"family\s*:?\s*(\d+)", text, re.IGNORECASE)
+    return "AuthenticAMD" in text and family is not None and int(family[1]) >= 26
+
+
+INTEL, ZEN5 = "GenuineIntel" in processor(), is_zen5(processor())
 
 
 def applies(x: Tensor) -> bool:
@@ -78,6 +87,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
                 some = slice(first, first + block)
                 weights = linear(q[row, some, head].float(), keys).softmax(-1).to(q.dtype)
                 out[row, some, head] = linear(weights, values)
+    return out
+
+
+def attend_in_float32(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """`layers.attend` of bfloat16 by PyTorch's float32 kernel, a few rows of k at once, which stay in the cache.
+
+    Without AMX its bfloat16 kernel is slower than that one, and errs more (torch 2.13).
+    """
+    q = q.reshape(len(k), -1, q.shape[-1])
+    out = torch.empty(q.shape, dtype=q.dtype)
+    rows = max(1, WIDENED // q[0].numel())
+    for into, *some in zip(*(x.split(rows) for x in (out, q, k, v))):
+        per_head = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in some)
+        into.unflatten(-1, (heads, -1)).copy_(F.scaled_dot_product_attention(*per_head).transpose(1, 2))
     return out
 
 

@@ -24,13 +24,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     one row of k and v: they are folded into the query length, so that neither keys nor values are repeated.
     """
     rows, n = len(k), len(q)
-    if not cpu.INTEL and cpu.applies(q) and q.numel() // q.shape[-1] // rows * k.shape[1] >= cpu.SMALL:
-        return cpu.attend(q, k, v, heads).view(q.shape)
+    if cpu.applies(q):
+        queries = q.numel() // q.shape[-1] // rows
+        if cpu.ZEN5 and queries * k.shape[1] >= cpu.SMALL:
+            return cpu.attend(q, k, v, heads).view(q.shape)
+        if q.dtype == torch.bfloat16 and not (cpu.INTEL and queries > 8):  # AMX is slower for a short clip's few frames
+            return cpu.attend_in_float32(q, k, v, heads).view(q.shape)
     q = rearrange(q, "(r f) l (h d) -> r h (f l) d", r=rows, h=heads)
     k, v = (rearrange(x, "r m (h d) -> r h m d", h=heads) for x in (k, v))
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not (cpu.INTEL and cpu.applies(q) and q.shape[2] > 8):
-        # PyTorch's bfloat16 kernel is slower than its float32 one (torch 2.13): in the backward pass up to six times,
-        # and where there is no AMX; with it, it is slower for a few queries alone, as a short clip's frames are
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not cpu.applies(q):
+        # PyTorch's bfloat16 kernel is up to six times as slow as its float32 one in the backward pass (torch 2.13)
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
     else:

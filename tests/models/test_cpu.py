@@ -53,18 +53,27 @@ def test_linear_and_geglu():
     assert apart((gate * F.gelu(value)).detach(), plain) > 100 * EXACT  # the halves are not interchangeable
 
 
-@pytest.fixture(params=[False, True], ids=["elsewhere", "intel"])
-def intel(request, monkeypatch) -> bool:
-    """As on a processor by Intel, and on another."""
-    monkeypatch.setattr(cpu, "INTEL", request.param)
+@pytest.fixture(params=["INTEL", "ZEN5", "elsewhere"])
+def kind(request, monkeypatch) -> str:
+    """As on a processor by Intel, on a wide one by AMD, and on another."""
+    for flag in ("INTEL", "ZEN5"):
+        monkeypatch.setattr(cpu, flag, request.param == flag)
     return request.param
+
+
+def test_processors_are_told_apart_by_what_systems_write():
+    linux = "processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: 17\n"
+    wide = [linux.format("AuthenticAMD", 26), "AMD64 Family 26 Model 36 Stepping 0, AuthenticAMD"]
+    others = [linux.format("AuthenticAMD", 25), linux.format("GenuineIntel", 6), linux.format("HygonGenuine", 24), "",
+              "Intel64 Family 6 Model 151 Stepping 2, GenuineIntel", "AMD64 Family 25 Model 97, AuthenticAMD", "arm"]  # fmt: skip
+    assert [cpu.is_zen5(text) for text in wide + others] == [True] * 2 + [False] * 7
 
 
 @pytest.mark.parametrize("clips", [1, 2, 6])
 @pytest.mark.parametrize("block", [1, 100, cpu.BLOCK])
 def test_attention(monkeypatch, clips, block):
     """6 rows of queries that share the keys of 1 or 2 clips, or have their own; blocks of one query to all of them."""
-    monkeypatch.setattr(cpu, "INTEL", False)
+    monkeypatch.setattr(cpu, "ZEN5", True)
     monkeypatch.setattr(cpu, "SMALL", 0)
     monkeypatch.setattr(cpu, "BLOCK", block)
     q, k, v = draw(6, 9, 24), draw(clips, 7, 24, seed=1), draw(clips, 7, 24, seed=2)
@@ -78,8 +87,8 @@ def test_attention(monkeypatch, clips, block):
 
 
 @torch.no_grad()
-def test_which_attention_runs_where(monkeypatch, intel):
-    """PyTorch's own on a processor by Intel, in bfloat16 on many queries; ours elsewhere, on many."""
+def test_which_attention_runs_where(monkeypatch, kind):
+    """PyTorch's own, in bfloat16 on a processor by Intel for many queries; `cpu.attend` for many on a wide one by AMD."""
     seen: list[object] = []
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
@@ -88,11 +97,27 @@ def test_which_attention_runs_where(monkeypatch, intel):
     for queries in (8, 256):
         x = draw(2, queries, 24).bfloat16()
         layers.attend(x, x, x, heads=3)
-    assert seen == [torch.float32, torch.bfloat16 if intel else "ours"]
+    assert seen == [torch.float32, {"INTEL": torch.bfloat16, "ZEN5": "ours"}.get(kind, torch.float32)]
 
 
 @torch.no_grad()
-def test_attention_in_bfloat16_errs_about_as_much_as_pytorchs(intel):
+@pytest.mark.parametrize("clips", [1, 2, 6])
+@pytest.mark.parametrize("widened", [1, 300, cpu.WIDENED])
+def test_bfloat16_attention_in_float32_rounds_its_result_alone(monkeypatch, clips, widened):
+    """Rows one by one, some and all at once; keys of their own or shared, and views of wider tensors."""
+    monkeypatch.setattr(cpu, "WIDENED", widened)
+    q, k, v = (
+        draw(n, length, 48, seed=s).bfloat16()[..., 12:36] for s, (n, length) in enumerate([(6, 9), *[(clips, 7)] * 2])
+    )
+    exact = layers.attend(q.double(), k.double(), v.double(), heads=3)
+    found = cpu.attend_in_float32(q, k, v, heads=3).view(q.shape)
+    assert found.dtype == torch.bfloat16 and apart(found.double(), exact) < 2**-8
+    wrong = cpu.attend_in_float32(q, k, v.roll(1, dims=1), heads=3).view(q.shape)
+    assert apart(wrong.double(), exact) > 0.1
+
+
+@torch.no_grad()
+def test_attention_in_bfloat16_errs_about_as_much_as_pytorchs(kind):
     """Scores in bfloat16 would err four times as much, which is seen."""
     q, k, v = ((2 * draw(2, 256, 64, seed=s)).bfloat16() for s in range(3))
     exact = layers.attend(q.double(), k.double(), v.double(), heads=2)
@@ -189,7 +214,7 @@ def unet() -> UNet:
 
 
 @pytest.mark.parametrize("small", [0, cpu.SMALL])
-def test_the_whole_unet(monkeypatch, unet, small, intel):
+def test_the_whole_unet(monkeypatch, unet, small, kind):
     monkeypatch.setattr(cpu, "SMALL", small)
     assert apart(*both(lambda: unet(**inputs(), num_frames=FRAMES))) < EXACT
 
