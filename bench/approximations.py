@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -90,16 +90,16 @@ def measure(
     }
 
 
-def table(results: Mapping[str, Any], settings: Mapping[int, int]) -> str:
+def table(results: Sequence[Mapping[str, Any]], settings: Mapping[int, int]) -> str:
     """Operations (counted here) and times of a run (where `results` has them), exact = 1."""
     heads, columns = [], []
     for size, frames in settings.items():
         counts = operations(frames, size)
         heads.append(f"operations, {frames} x {size}x{size}")
         columns.append({name: total(counts, s) for name, s in SETTINGS.items()})
-    for name, found in results.items():
+    for found in results:
         if "seconds of a run" in found:
-            heads.append(f"time, {name.removeprefix('approximations-')}")
+            heads.append(f"time, {found['row'].removeprefix('approximations-')}, {found['machine']['cpu']}")
             columns.append(found["seconds of a run"])
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name in SETTINGS:

@@ -1,9 +1,10 @@
 """How fast we are beside diffusers and beside the machine: `python -m bench.speed unet-256-float32 vae-256-float32`.
 
-Each name is a row, measured in a process of its own and merged into bench/speed.json; `--list` names them, `--table`
-writes what there is into docs/speed.md. Both sides run the same random weights, sizes and dtype, in turn; times are
-medians. A row also measures a large matrix product, `torch.mm` of 4096 x 4096, which is what PyTorch makes of the
-machine, and counts operations. A row takes minutes; nothing else should run meanwhile.
+Each name is a row, measured in a process of its own and put into bench/speed.json in place of what this processor had
+there; `--list` names them, `--table` writes what there is into docs/speed.md. Both sides run the same random weights,
+sizes and dtype, in turn; times are medians. A row also measures a large matrix product, `torch.mm` of 4096 x 4096,
+which is what PyTorch makes of the machine, and counts operations. A row takes minutes; nothing else should run
+meanwhile.
 """
 
 from __future__ import annotations
@@ -201,11 +202,11 @@ def rows() -> dict[str, Callable[[int], dict[str, Any]]]:
 
 
 def machine() -> dict[str, Any]:
-    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    told = dict(re.findall(r"(model name|cpu family)\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()))
     import diffusers
 
     return {
-        "cpu": cpu[1] if cpu else platform.processor(),
+        "cpu": f"{told['model name']}, family {told['cpu family']}" if len(told) == 2 else platform.processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
@@ -213,8 +214,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+def results() -> list[dict[str, Any]]:
+    """One for each row and processor."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+
+
+def put(found: dict[str, Any]) -> None:
+    """In place of what the same processor had for the same row."""
+    others = [r for r in results() if (r["row"], r["machine"]["cpu"]) != (found["row"], found["machine"]["cpu"])]
+    RESULTS.write_text(json.dumps([*others, found], indent=1) + "\n")
 
 
 def cells(found: dict[str, Any]) -> str:
@@ -234,22 +242,23 @@ def cells(found: dict[str, Any]) -> str:
     return " | ".join([*first, ratio, rate, adapter, room])
 
 
-def table(all_rows: dict[str, Any]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """Markdown of all results; rows that nobody measured are named."""
-    lines = [
-        "| row | diffusers | ours | ratio | GFLOP/s, of `torch.mm`'s | adapter: time for operations | peak (step) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ["row", "processor", "diffusers", "ours", "ratio", "GFLOP/s, of `torch.mm`'s"]
+    heads += ["adapter: time for operations", "peak (step)"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in rows():
         if name.startswith("approximations"):
             continue  # a table of their own
-        found = all_rows.get(name)
-        lines.append(f"| {name} | {cells(found)} |" if found else f"| {name} | *not run* | | | | | |")
+        of_row = sorted((r for r in found if r["row"] == name), key=lambda r: r["machine"]["cpu"])
+        lines += [f"| {name} | {r['machine']['cpu']} | {cells(r)} |" for r in of_row]
+        if not of_row:
+            lines.append(f"| {name} | | *not run* | | | | | |")
     machines: dict[str, list[str]] = {}
-    for name, found in all_rows.items():
-        about = "; ".join(f"{k} {v}" for k, v in sorted(found["machine"].items()))
-        machines.setdefault(about, []).append(f"`{name}`")
-    by_machine = [f"- {', '.join(names)}: {one}." for one, names in sorted(machines.items())]
+    for r in found:
+        about = "; ".join(f"{k} {v}" for k, v in sorted(r["machine"].items()))
+        machines.setdefault(about, []).append(f"`{r['row']}`")
+    by_machine = [f"- {one}: {', '.join(names)}." for one, names in sorted(machines.items())]
     return "\n".join([*lines, "", "Measured with:", "", *by_machine])
 
 
@@ -281,9 +290,9 @@ def main() -> None:
             continue
         command = [sys.executable, "-m", "bench.speed", name, "--here", "--repeats", str(args.repeats)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        found = json.loads(done.stdout.splitlines()[-1])
-        print(name, json.dumps(found), flush=True)
-        RESULTS.write_text(json.dumps(results() | {name: found}, indent=1) + "\n")
+        found = {"row": name} | json.loads(done.stdout.splitlines()[-1])
+        print(json.dumps(found), flush=True)
+        put(found)
     if args.table:
         write_table()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,10 @@ def plan(files: ModelFiles, wanted: Iterable[str] = PARTS) -> Plan:
     _tokenizer(made)
     made.loras = [(name, *with_scale(text)) for name in ("lora", "motion_lora") for text in getattr(files, name)]
     _compare(made)
+    projection = made.parts.get("image_projection")
+    if made.preset.networks and projection is not None and projection.config.kind == "linear":
+        # so published: trained and guided with zeros for CLIP's embedding, IP-Adapter-plus with zero pixels
+        made.preset = replace(made.preset, unconditional_image="zero-embedding")
     return made
 
 

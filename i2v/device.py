@@ -37,8 +37,8 @@ def place() -> Place:
 
 
 def own_device(name: str | torch.device, here: Place) -> torch.device:
-    """As `pick_device`; with "auto" each of several processes takes a GPU of its own."""
-    if name == "auto" and here.count > 1 and torch.cuda.is_available():
+    """As `pick_device`; with "auto" and "cuda" each of several processes takes a GPU of its own."""
+    if str(name) in ("auto", "cuda") and here.count > 1 and torch.cuda.is_available():
         return pick_device(f"cuda:{here.local_rank}")
     return pick_device(name)
 

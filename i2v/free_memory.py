@@ -12,9 +12,13 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What a process may still take; None where the system does not tell."""
+    """What a process may still take; None where the system does not tell.
+
+    On CUDA with what PyTorch has taken from the system and does not use: pieces that it kept of earlier videos.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     found = [limit for limit in (_meminfo(Path("/proc/meminfo")), *_cgroups(Path("/proc/self/cgroup"))) if limit]
     return min(found, default=None)
 
@@ -85,7 +89,7 @@ def _glibc(name: str) -> Callable[..., int] | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Only CUDA has an error type of its own; on the CPU and on MPS the words tell."""
+    """Only CUDA has an error type of its own; on the CPU, on MPS and in cuBLAS and cuDNN the words tell."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory", str(error)))
+    return isinstance(error, RuntimeError) and bool(re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)))

@@ -302,7 +302,7 @@ def _tried(step: Callable[[A], B], given: A) -> B | str:
 def words(error: Exception) -> str:
     """One of the `MISTAKES` in one line; raises it again if it is a fault of the program."""
     if is_out_of_memory(error):
-        return "out of memory; try --dtype bfloat16, fewer frames or a smaller size"
+        return "out of memory; try --int8, a shorter --window, fewer frames or a smaller size"
     if isinstance(error, RuntimeError):
         raise error
     return " ".join(str(error).split())  # what this project raises for what users gave

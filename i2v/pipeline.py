@@ -248,9 +248,13 @@ class I2VPipeline:
     def conditions(self, original: Picture, request: Request) -> list[Condition]:
         """The unguided and the guided half; each is text, image tokens and their keys and values."""
         pixels = picture.clip_pixels(original, self.image_encoder.cfg.image_size)
-        tokens = self.encode_image(pixels)
-        # as released: zeros after normalisation, which is a picture of CLIP's mean colour
-        other = tokens if request.unconditional_image == "same" else self.encode_image(torch.zeros_like(pixels))
+        if request.unconditional_image == "zero-pixels":
+            # as released: zeros after normalisation, which is a picture of CLIP's mean colour
+            tokens, other = self.encode_image(torch.cat([pixels, torch.zeros_like(pixels)])).split(1)
+        else:
+            tokens = other = self.encode_image(pixels)
+            if request.unconditional_image == "zero-embedding":
+                other = self.encode_image(pixels, nothing=True)
         return [
             Condition("negative", Encoded(self.encode_text(request, negative=True), other)),
             Condition("positive", Encoded(self.encode_text(request), tokens), scale=float(request.guidance_scale or 0)),
@@ -325,7 +329,7 @@ class I2VPipeline:
                 noise=lambda step: draw("sampler", step),
                 callback=lambda step, t, x: bar.update(),
             )
-        return known.insert(x)
+        return finite(known.insert(x), "the denoised latents", self.dtype)
 
     def decode(self, latents: Tensor, progress: bool = False) -> Tensor:
         """(1, F, C, h, w) -> pixels (F, 3, H, W) float32 in [-1, 1] on the CPU."""
@@ -337,7 +341,8 @@ class I2VPipeline:
         bar = tqdm(total=latents.shape[1], desc="decoding", unit="frame", leave=False, disable=not progress)
         with needed(self, "vae"), bar:
             for chunk in latents[0].split(self.decode_chunk):
-                yield self.vae.decode(chunk.to(self.vae_dtype), self.decode_tile).float().clamp(-1, 1).cpu()
+                made = self.vae.decode(chunk.to(self.vae_dtype), self.decode_tile)
+                yield finite(made, "the decoded frames", self.vae_dtype).clamp(-1, 1).cpu()
                 bar.update(len(chunk))
 
     # -- what the steps are made of --------------------------------------------------------------------------------
@@ -349,11 +354,28 @@ class I2VPipeline:
         return self.text_encoder(prompt, _size(request), negative)
 
     @during("image")
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """CLIP's normalised pixels (N, 3, S, S) -> image tokens (N, M, C) of the Content-Adapter."""
-        seen = self.image_encoder(pixels.to(self.device, self.dtype))
+    def encode_image(self, pixels: Tensor, nothing: bool = False) -> Tensor:
+        """CLIP's normalised pixels (N, 3, S, S) -> image tokens (N, M, C) of the Content-Adapter.
+
+        nothing: zeros in place of what CLIP sees.
+        """
+        output = self.image_encoder(pixels.to(self.device, self.dtype))
         # the resampler reads the patches before CLIP's last layer, the linear projection the picture's embedding
-        return self.image_projection(seen.hidden_states[-2] if self.image_config.kind == "plus" else seen.image_embeds)
+        seen = output.hidden_states[-2] if self.image_config.kind == "plus" else output.image_embeds
+        return self.image_projection(torch.zeros_like(seen) if nothing else seen)
+
+
+class Overflow(ValueError):
+    """Numbers that a format could not hold."""
+
+
+def finite(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
+    """x. Raises Overflow where there are infinities in it or what comes of them, which would be a black video."""
+    if not bool(x.isfinite().all()):
+        name = str(dtype).removeprefix("torch.")
+        instead = "lower --guidance-scale and the scales of LoRAs" if dtype == torch.float32 else "use --dtype float32"
+        raise Overflow(f"{what} are not finite any more, a number became too large for {name}; {instead}")
+    return x
 
 
 def join(parts: Sequence[Encoded]) -> Encoded:

@@ -60,7 +60,7 @@ class Preset:
     guidance_scale: float = 7.5
     t0: float = 1.0
     p: float = 0.5
-    unconditional_image: str = "zero-pixels"  # the unguided half's picture, see pipeline.UNCONDITIONAL_IMAGES
+    unconditional_image: str = "zero-pixels"  # the unguided half's picture, see `request.Request`
     folder: Path | None = None  # of self-describing part files; None: not shipped
     networks: Networks | None = None  # None: the part files tell
     needs: tuple[Wanted, ...] = ()  # for a preset that is not shipped; where two hold a part, the later one counts

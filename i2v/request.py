@@ -14,7 +14,7 @@ from i2v.presets import Preset
 
 Sampler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"]
 Posterior = Literal["mode", "sample"]
-UnconditionalImage = Literal["zero-pixels", "same"]
+UnconditionalImage = Literal["zero-pixels", "zero-embedding", "same"]
 T = TypeVar("T")
 MAX_SIDE = 16_384  # of what can be read as a picture, too
 MAX_FRAMES = 9_999
@@ -51,14 +51,15 @@ class Request:
     sampler: Sampler = flag("ddim", "the loop that integrates the noise away", "--scheduler", "--sampling-method")
     t0: float | None = flag(None, "where denoising starts, in (0, 1]: lower keeps more of the picture, moves less")
     p: float | None = flag(None, "share of the picture's detail kept in the start, 0 to 1 (Eq. 7)")
-    motion_scale: float = flag(1.0, "strength of the motion modules; 0: every frame alone")
+    motion_scale: float = flag(1.0, "strength of the motion modules; 0: frames see only the first one")
     i2v_scale: float = flag(1.0, "strength of the I2V-Adapter, 0 switches it off")
     ip_scale: float = flag(1.0, "strength of the picture's content tokens", "--ip-adapter-scale")
     color_match: bool = flag(False, "match every frame's colours to the first, as released", "--colour-match")
     first_frame: FirstFrame = flag("vae", "vae: known frames as the VAE draws them; exact: your pixels")
     posterior: Posterior = flag("mode", "the picture's latents: the VAE's mean, or a draw as released")
     unconditional_image: UnconditionalImage | None = flag(
-        None, "picture of the unguided half: a grey one as released, or the same, so that only the prompt is guided"
+        None, "picture of the unguided half: a grey one as released; zeros for what CLIP sees; or the same, so that "
+        "only the prompt is guided"
     )
 
     loop: bool = flag(False, "the last frame is the first picture again")

@@ -100,6 +100,19 @@ def test_free_memory_here() -> None:
     assert free is None or 10**7 < free < 10**14
 
 
+def test_what_pytorch_kept_of_earlier_videos_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA, played here: else every further video of a run would get a slower plan."""
+    for name, value in {"mem_get_info": (7, 16), "memory_reserved": 8, "memory_allocated": 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory.free_bytes(torch.device("cuda")) == 7 + 8 - 2
+
+
+def test_the_words_of_every_library_that_runs_out() -> None:
+    words = ["CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", "can't allocate memory"]
+    assert all(free_memory.is_out_of_memory(RuntimeError(text)) for text in words)
+    assert not free_memory.is_out_of_memory(RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
 def test_freed_memory_is_kept_or_returned() -> None:
     """In a process of its own, whose pages are counted: those that the system had to clear, and those still held."""

@@ -65,12 +65,12 @@ def whole_or_nothing(target: Path, folder: bool = False) -> Iterator[Path]:
     try:
         _make(temporary, folder)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         if target.is_dir():
             _replace_folder(temporary, target)
         else:
             os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         if isinstance(error, (OutputError, OutputExists)):
             raise
@@ -103,14 +103,15 @@ def _remove(path: Path, folder: bool) -> None:
         shutil.rmtree(path, ignore_errors=True) if folder else path.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What the file, or a folder's files, hold lasts a power cut."""
     for file in path.iterdir() if path.is_dir() else (path,):
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name last a power cut, where folders can be opened (not on Windows)."""
+def sync_folder(folder: Path) -> None:
+    """So do the names in a folder, where folders can be opened (not on Windows)."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -16,6 +16,8 @@ from i2v.models import cpu, frozen
 from i2v.models.chunks import by_rows, empty_rows, rows_at_once
 from i2v.models.conditioning import Conditioning, KeysValues, per_condition, per_frame
 
+MOST_ROWS = 65_535  # of one call on CUDA, whose kernels count them along a side of their grid
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention, softmax(Q K^T / sqrt(d)) V in each head. Implements Eq. (3).
@@ -36,6 +38,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         # PyTorch's bfloat16 kernel is up to six times as slow as its float32 one in the backward pass (torch 2.13)
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    elif rows > MOST_ROWS:
+        parts = zip(*(x.split(MOST_ROWS) for x in (q, k, v)))
+        out = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
     else:
         out = F.scaled_dot_product_attention(q, k, v)
     return rearrange(out, "r h (f l) d -> (r f) l (h d)", f=n // rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -256,6 +257,12 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(silu(self.conv_norm_out(x))), self.patch)
 
 
+def own_format() -> AbstractContextManager[object]:
+    """Without gradients autocast stays outside: the weights' number format is one that holds the activations."""
+    inside = [kind for kind in ("cuda", "cpu") if torch.is_autocast_enabled(kind) and not torch.is_grad_enabled()]
+    return torch.autocast(inside[0], enabled=False) if inside else nullcontext()
+
+
 class VAE(nn.Module):
     """Autoencoder with diffusers' parameter names. It computes in its weights' dtype, whatever it is given."""
 
@@ -282,9 +289,10 @@ class VAE(nn.Module):
         if any(side % self.cfg.factor for side in pixels.shape[-2:]):
             height, width = pixels.shape[-2:]
             raise ValueError(f"pixels are {height}x{width}; resize them to multiples of {self.cfg.factor}")
-        moments = self.encoder(self._cast(pixels), tile)
-        if self.quant_conv is not None:
-            moments = self.quant_conv(moments)
+        with own_format():
+            moments = self.encoder(self._cast(pixels), tile)
+            if self.quant_conv is not None:
+                moments = self.quant_conv(moments)
         mean, log_variance = moments.float().chunk(2, dim=1)
         std = torch.exp(0.5 * log_variance.clamp(-30, 20))  # the clamp is part of the trained model
         return Posterior(mean * self.cfg.scaling_factor, std * self.cfg.scaling_factor)
@@ -299,26 +307,11 @@ class VAE(nn.Module):
         """
         self._check_tile(tile)
         self._check(latents, self.cfg.latent_channels, "latents")
-        x = self._cast(latents.float() / self.cfg.scaling_factor)
-        if self.post_quant_conv is not None:
-            x = self.post_quant_conv(x)
-        return self.decoder(x, tile).float()
-
-    def encode_video(self, pixels: Tensor, noise: Tensor | None = None, chunk: int = 8) -> Tensor:
-        """(B, F, 3, H, W) -> scaled latents (B, F, C, h, w): the mode, or a sample with `noise` of the latents' shape.
-
-        `chunk` frames are in memory at once; it does not change the result.
-        """
-        parts = [self.encode(part) for part in pixels.flatten(0, 1).split(chunk)]
-        posterior = Posterior(torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts]))
-        latents = posterior.mode() if noise is None else posterior.sample(noise.flatten(0, 1))
-        return latents.unflatten(0, pixels.shape[:2])
-
-    def decode_video(self, latents: Tensor, chunk: int = 8) -> Tensor:
-        """(B, F, C, h, w) -> (B, F, 3, H, W), not clamped, `chunk` frames at once."""
-        return torch.cat([self.decode(part) for part in latents.flatten(0, 1).split(chunk)]).unflatten(
-            0, latents.shape[:2]
-        )
+        with own_format():
+            x = self._cast(latents.float() / self.cfg.scaling_factor)
+            if self.post_quant_conv is not None:
+                x = self.post_quant_conv(x)
+            return self.decoder(x, tile).float()
 
     def _check(self, x: Tensor, channels: int, what: str) -> None:
         if x.ndim != 4 or x.shape[1] != channels:

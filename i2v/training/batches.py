@@ -112,8 +112,9 @@ class Batches:
         return self.latents[rows[:, None], columns].float()
 
     def _there(self, tensor: Tensor) -> Tensor:
-        """On the device; a GPU goes on with its work meanwhile."""
-        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+        """On the device; CUDA goes on with its work meanwhile."""
+        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return pinned.to(self.device, non_blocking=True)
 
     def of_steps(self, step: int, steps: int, rank: int = 0, ranks: int = 1) -> Generator[Batch, None, None]:
         """The batches of steps `step` ... `steps - 1`; of several processes each gets its own samples of every step.

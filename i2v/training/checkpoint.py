@@ -18,14 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from i2v import config
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+from i2v.media.output_file import sync, sync_folder
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int = 2) -> Path:
@@ -39,14 +32,14 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     aside.mkdir()
     file = aside / "tensors.safetensors"
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, file)
-    _sync(file)
+    sync(file)
     manifest = aside / "manifest.json"
     manifest.write_text(json.dumps({"step": step, "bytes": file.stat().st_size, **facts}, indent=1) + "\n")
-    _sync(manifest)
+    sync(manifest)
     if target.exists():  # written again: the old one is moved away, not deleted before the new one has its name
         os.replace(target, folder / f".step-{step:06d}.{os.getpid()}.old")
     os.replace(aside, target)
-    _sync(folder)
+    sync_folder(folder)
     for old in [*complete(folder)[:-keep], *folder.glob(".step-*")]:  # and what killed writes have left
         shutil.rmtree(old)
     return target

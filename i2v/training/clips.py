@@ -19,6 +19,7 @@ from i2v.training.settings import Training
 
 HELD_OUT_WORLD = 64  # clips of the world that validation chooses from
 MOST_HELD_OUT = 1000  # of the user's
+ENCODED_AT_ONCE = 2**20  # pixels of frames, four of 512x512: an autoencoder's activations are large
 NONE_HELD_OUT = "none is held out, so validation measures on what is learnt from"
 
 
@@ -57,7 +58,8 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
     )
 
     def encode(pixels: Tensor) -> Posterior:
-        parts = [networks.encode(part) for part in pixels.split(16)]  # an autoencoder's activations are large
+        at_once = max(1, ENCODED_AT_ONCE // pixels[0, 0].numel())
+        parts = [networks.encode(part) for part in pixels.split(at_once)]
         return Posterior(torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts]))
 
     clips = encoded_folder(cfg.cache, dataset, encode, networks.vae_id, draws=cfg.draws)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from i2v.config import ConfigError
 from i2v.device import Place, place
+
+PATIENCE = timedelta(days=7)  # the others wait while the first process encodes all clips, validates and saves
 
 
 class Processes(Place):
@@ -66,8 +69,11 @@ def processes(device: str) -> Iterator[Processes]:
         return
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
-        torch.cuda.set_device(here.local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+        gpu = torch.device("cuda", here.local_rank)
+        torch.cuda.set_device(gpu)
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=gpu)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield Processes(here.rank, here.count, here.local_rank)
     finally:

@@ -123,11 +123,15 @@ def _build(init: Path, parts: Sequence[str], new: Sequence[str], width: int | No
     for name, modules in added.items():
         if (file := stored(name)) is not None:
             tensors = _float32(file.tensors())
+            place = {f"{p}.{k}": value for p, m in modules.items() for k, value in m.state_dict().items()}
+            wrong = place.keys() ^ tensors.keys() or {k for k, v in place.items() if v.shape != tensors[k].shape}
+            if wrong:
+                raise ConfigError(
+                    f"{file.path} does not fit the {name} of this code: {min(wrong)}, expected every tensor of it and "
+                    f"no other; begin it anew with --new {name}"
+                )
             for path, module in modules.items():
-                mine = {k.removeprefix(f"{path}."): tensors.pop(k) for k in list(tensors) if k.startswith(f"{path}.")}
-                module.load_state_dict(mine)
-            if tensors:
-                raise ValueError(f"{file.path} has no place for {next(iter(tensors))}")
+                module.load_state_dict({key: tensors[f"{path}.{key}"] for key in module.state_dict()})
     controlnet = None
     if "controlnet" in parts:  # always begun anew, as a copy of the base
         controlnet = controlnet_from(unet, _hint_channels(unet_config, vae_file.config.factor))

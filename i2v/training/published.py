@@ -8,6 +8,7 @@ captions and pictures is kept on the disk.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -30,12 +31,13 @@ from i2v.pipeline import I2VPipeline
 from i2v.presets import Preset
 from i2v.prompt import OneEncoder, TextConditioning, TwoEncoders
 from i2v.sources import ATTENTION, PROJECTION
+from i2v.training.memory import named
 from i2v.training.networks import Conditions, Networks, changed_schedule, digest
 from i2v.training.settings import Training
 from weights_convert import files
 from weights_convert.layouts.animatediff import animatediff
 from weights_convert.layouts.official_i2v import i2v_module
-from weights_convert.rules import Rule, convert, inverted
+from weights_convert.rules import ConversionError, Rule, convert, inverted
 
 NEEDS = {"motion": ("motion",), "ip_adapter": ("image_encoder", "image_projection", "ip_adapter"), "i2v_adapter": ()}
 OFFICIAL: dict[str, tuple[str, Callable[[Networks], list[Rule]]]] = {  # part -> file in the authors' names, its rules
@@ -82,7 +84,8 @@ class PublishedNetworks(Networks):
             out = {"context": torch.cat([one.context for one in told])}
             return out | ({"pooled": torch.cat([one.pooled for one in told])} if told[0].pooled is not None else {})
 
-        self.texts = encoded_text(cache, captions, encode, digest(text.state_dict()))
+        words = hashlib.sha256(repr(sorted(self.tokenizer.vocab.items())).encode()).hexdigest()
+        self.texts = encoded_text(cache, captions, encode, f"{digest(text.state_dict())}/{words}")
         self.text_encoder = nn.Identity()
 
     def condition(self, captions: Sequence[str], image_features: Tensor | None) -> Conditions:
@@ -100,6 +103,10 @@ class PublishedNetworks(Networks):
         if image_features is None or self.image_proj is None:
             return None
         return self.image_proj(image_features.to(next(self.image_proj.parameters()).dtype))
+
+    @property
+    def unconditional_image(self) -> str:
+        return super().unconditional_image if self.preset is None else self.preset.unconditional_image
 
     def seen(self, pixels: Tensor) -> Tensor:
         """For IP-Adapter-plus the patches before CLIP's last layer (N, P, D), float16; else the embedding (N, D)."""
@@ -155,7 +162,12 @@ class PublishedNetworks(Networks):
             if name in OFFICIAL:
                 file, rules = OFFICIAL[name]
                 own = {key: value.detach().cpu() for key, value in tensors.items()}
-                files.write(folder / file, convert(own, inverted(rules(self)), file, name)[0], {"format": "pt"})
+                try:
+                    theirs = convert(own, inverted(rules(self)), file, name)[0]
+                except ConversionError as error:  # of an edited network, which is written above all the same
+                    print(f"{name} cannot be written in the authors' names, {file}: {error}", flush=True)
+                else:
+                    files.write(folder / file, theirs, {"format": "pt"})
 
 
 def build_published(cfg: Training) -> PublishedNetworks:
@@ -177,8 +189,8 @@ def build_published(cfg: Training) -> PublishedNetworks:
 
 def _filled(cfg: Training, made: Plan, parts: Sequence[str]) -> PublishedNetworks:
     built = networks({name: part.config for name, part in made.parts.items()})
-    trained = {name for name in ("unet", "motion", "ip_adapter", "i2v_adapter")
-               if not cfg.lora and any(fnmatch.fnmatch(name, p.split(".")[0]) for p in cfg.train)}  # fmt: skip
+    patterns = () if cfg.lora else cfg.train
+    trained = {name.split(".")[0] for name in named(built) if any(fnmatch.fnmatch(name, p) for p in patterns)}
     trained |= {"image_projection"} if "ip_adapter" in trained else set()
     once = {"vae", "text_encoder", "text_encoder_2", "image_encoder"}  # run before training, in full precision
     for name, part in made.parts.items():

@@ -76,7 +76,7 @@ class Training:
     )
     zero_snr: bool = flag(False, "noise schedule whose last step is noise alone (2305.08891); not with epsilon")
     min_snr: float = flag(0.0, "gamma of the min-SNR weight (2303.09556; 5 is usual); 0: no weight")
-    device: str = flag("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1")
+    device: str = flag("auto", "auto (CUDA if there is one, else MPS, else the CPU), cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
         "auto",
         "compute type of the forward pass; trained weights stay float32; auto: bfloat16 where the device computes in "

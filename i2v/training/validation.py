@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from i2v import noise
 from i2v.data.world import WORLDS, WorldConfig
-from i2v.device import autocast
+from i2v.device import autocast, place
 from i2v.diffusion.guidance import Condition, guide
 from i2v.diffusion.samplers import SAMPLERS
+from i2v.pipeline import Overflow
 from i2v.presets import PRESETS
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import RunClips
@@ -54,7 +56,7 @@ def validate(cfg: Training, networks: Networks, data: Batches, loss_of: LossOf) 
     row: dict[str, float] = {}
     batch = data.draw(0, min(MOST, len(data.data)))
     wrong_captions = others(cfg, batch.captions) if cfg.num_frames > 1 else None
-    size = cfg.micro_batch or cfg.batch
+    size = cfg.micro_batch or cfg.batch // place().count
     for t in TIMESTEPS:
         at = replace(batch, timesteps=torch.full_like(batch.timesteps, t))
         right = losses_of(cfg, networks, at, loss_of, size)
@@ -96,6 +98,9 @@ def make_videos(
         for name, parameter in trained.items():
             parameter.copy_(values[name])
         return make(cfg, networks, data, count, step)
+    except Overflow as error:  # the run goes on: its own loss tells more
+        tqdm.write(f"no validation videos at step {step}: {error}")
+        return {}
     finally:
         for name, parameter in trained.items():
             parameter.copy_(kept[name])

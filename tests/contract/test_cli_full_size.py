@@ -12,6 +12,7 @@ import pytest
 from teaching import teaches
 
 import sample
+from i2v.assemble import ModelFiles, plan
 from weights_convert.files import DTYPES
 
 Manifest = Callable[[str], dict[str, Any]]
@@ -99,6 +100,9 @@ def test_an_ip_adapter_without_patches_needs_its_encoder_too(
     sparse(Path("bigg.safetensors"), manifest("clip_vision_vit_bigg_hf")["tensors"])
     argv = ["--preset", "i2v-sd15", "--models", ".", "--ip-adapter", "base.safetensors", "--check"]
     base = ["--base", "a.ckpt", "--motion", "b.bin"]  # the release's attentions are those of the plus adapter
+    files = {"models": Path("."), "base": (Path("a.ckpt"),), "motion": Path("b.bin")}
+    made = [plan(ModelFiles("i2v-sd15", **files, **more)) for more in ({}, {"ip_adapter": Path("base.safetensors")})]
+    assert [one.preset.unconditional_image for one in made] == ["zero-pixels", "zero-embedding"]  # as each was trained
     assert sample.main([*argv, *base, "--image-encoder", "bigg.safetensors"]) == 2
     assert "width 1280, expected 1024, which base.safetensors (ip-adapter-sd15) reads" in capsys.readouterr().out
 

@@ -64,8 +64,8 @@ def kind(request, monkeypatch) -> str:
 def test_processors_are_told_apart_by_what_systems_write():
     linux = "processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: 17\n"
     wide = [linux.format("AuthenticAMD", 26), "AMD64 Family 26 Model 36 Stepping 0, AuthenticAMD"]
-    others = [linux.format("AuthenticAMD", 25), linux.format("GenuineIntel", 6), linux.format("HygonGenuine", 24), "",
-              "Intel64 Family 6 Model 151 Stepping 2, GenuineIntel", "AMD64 Family 25 Model 97, AuthenticAMD", "arm"]  # fmt: skip
+    others = [linux.format("AuthenticAMD", 25), linux.format("GenuineIntel", 6), linux.format("HygonGenuine", 26)]
+    others += ["Intel64 Family 6 Model 151, GenuineIntel", "AMD64 Family 25 Model 97, AuthenticAMD", "arm", ""]
     assert [cpu.is_zen5(text) for text in wide + others] == [True] * 2 + [False] * 7
 
 
@@ -88,7 +88,7 @@ def test_attention(monkeypatch, clips, block):
 
 @torch.no_grad()
 def test_which_attention_runs_where(monkeypatch, kind):
-    """PyTorch's own, in bfloat16 on a processor by Intel for many queries; `cpu.attend` for many on a wide one by AMD."""
+    """PyTorch's own, for many queries in bfloat16 on a processor by Intel, `cpu.attend` on a wide one by AMD."""
     seen: list[object] = []
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
@@ -129,6 +129,18 @@ def test_attention_in_bfloat16_errs_about_as_much_as_pytorchs(kind):
     theirs = error(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
     coarse = (heads[0] @ heads[1].mT / 32**0.5).softmax(-1) @ heads[2]
     assert error(layers.attend(q, k, v, heads=2)) < 1.5 * theirs < error(coarse.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("clips", [2, 6])
+def test_attention_of_more_rows_than_a_grid_counts(monkeypatch, clips):
+    """In calls of 5 rows and less, as on CUDA of 65,535."""
+    q, k, v = draw(6, 9, 24), draw(clips, 7, 24, seed=1), draw(clips, 7, 24, seed=2)
+    whole, rows = layers.attend(q, k, v, heads=3), list[int]()
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *kv: rows.append(len(q)) or fused(q, *kv))
+    monkeypatch.setattr(layers, "MOST_ROWS", 5)
+    assert apart(layers.attend(q, k, v, heads=3), whole) < EXACT
+    assert rows == {2: [2], 6: [5, 1]}[clips]
 
 
 @pytest.mark.parametrize("kind, channels", [(layers.Conv3x3, 64), (layers.Conv3x3, 16), (layers.Conv1x1, 16)])

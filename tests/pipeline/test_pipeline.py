@@ -19,7 +19,7 @@ from i2v.load import load
 from i2v.lora import base_of, merge
 from i2v.models.i2v_adapter import remove_i2v_adapter
 from i2v.models.lora import TrainedLoRA
-from i2v.pipeline import I2VPipeline
+from i2v.pipeline import I2VPipeline, Overflow
 from i2v.presets import released_settings
 from i2v.request import Request
 from weights_convert.write_lora import write_lora
@@ -157,6 +157,31 @@ def test_bfloat16(miniature: Path, photo: NDArray[np.uint8], device: torch.devic
     assert all(p.dtype == torch.float32 for m in half.i2v_adapter.values() for p in m.parameters())
     frames = half(photo, "a red ball moves left", steps=3, num_frames=4).frames
     assert np.abs(frames.astype(int) - make().astype(int)).mean() < 8, "not the float32 video any more"
+
+
+def test_the_unguided_half_s_picture(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
+    """A grey one, the user's, or zeros in place of what CLIP sees in it."""
+    tokens: dict[str, torch.Tensor] = {}
+    for name in ("zero-pixels", "zero-embedding", "same"):
+        request = Request(prompt="a red ball", unconditional_image=name, num_frames=4)  # type: ignore[arg-type]
+        request = request.resolved(pipe.preset, photo.shape[:2], pipe.max_frames, pipe.vae.cfg.factor)
+        with torch.inference_mode():
+            unguided, guided = pipe.conditions(photo, request)
+        tokens[name], own = unguided.inputs.image_tokens, guided.inputs.image_tokens
+    with torch.inference_mode():
+        zeros = pipe.image_projection(torch.zeros(1, pipe.image_config.image_dim, device=pipe.device))
+    assert torch.equal(tokens["zero-embedding"], zeros) and torch.equal(tokens["same"], own)
+    assert not torch.equal(tokens["zero-pixels"], zeros) and not torch.equal(tokens["zero-pixels"], own)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_numbers_that_overflow_are_no_black_video(
+    miniature: Path, photo: NDArray[np.uint8], device: torch.device, part: str
+) -> None:
+    broken = load("tiny", device, folder=miniature)
+    next(reversed(list(getattr(broken, part).parameters()))).data.fill_(torch.inf)
+    with pytest.raises(Overflow, match="latents.*float32; lower" if part == "unet" else "frames.*float32; lower"):
+        broken(photo, "a red ball", steps=1, num_frames=2)
 
 
 def test_no_tensor_stays_on_meta(pipe: I2VPipeline) -> None:

@@ -134,7 +134,8 @@ def test_everything_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypat
         events.append("rename")
         rename(source, target)
 
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: events.append(path.name))
+    for name in ("sync", "sync_folder"):
+        monkeypatch.setattr(checkpoint, name, lambda path: events.append(path.name))
     monkeypatch.setattr(os, "replace", replace)
     checkpoint.save(tmp_path, 1, state(1), {})
     assert events == ["tensors.safetensors", "manifest.json", "rename", tmp_path.name]

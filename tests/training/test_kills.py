@@ -40,7 +40,8 @@ def dies_at(moment: int, patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Batches, "draw", counted(Batches.draw))
     patch.setattr(checkpoint, "save_file", counted(checkpoint.save_file, half=True))
-    patch.setattr(checkpoint, "_sync", counted(checkpoint._sync))
+    for name in ("sync", "sync_folder"):
+        patch.setattr(checkpoint, name, counted(getattr(checkpoint, name)))
     patch.setattr(os, "replace", counted(os.replace))
     patch.setattr(config, "write_text", counted(config.write_text))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from safetensors.torch import load_file
 import train
 from i2v.config import ConfigError, from_dict, read
 from i2v.load import load
+from i2v.models.i2v_adapter import FirstFrameAttention, add_i2v_adapter
+from i2v.models.unet import UNet
 from i2v.presets import PRESETS
-from i2v.training import checkpoint, validation
+from i2v.training import checkpoint, published, validation
+from i2v.training.clips import open_clips
+from i2v.training.trained import trained_tensors
 from i2v.video import read_settings, read_video
 
 
@@ -141,3 +146,46 @@ def test_a_preset_without_its_files_says_which(clips: Path, tmp_path: Path) -> N
         run(settings({"i2v-sd15": clips}, clips, tmp_path))
     with pytest.raises(ConfigError, match="--preset i2v-sd15 learns from your clips: give --data"):
         train.Training(preset="i2v-sd15")
+
+
+def test_a_tensor_is_trained_in_float32_whatever_names_it(models: dict[str, Path], clips: Path, tmp_path: Path) -> None:
+    """Its part is told from the whole name, not from what a pattern begins with; what is not trained stays small."""
+    cfg = settings(models, clips, tmp_path, train=("*up_blocks.1.*attn1.to_q.weight",), dtype="bfloat16")
+    networks = train.build(cfg)
+    chosen = trained_tensors(cfg, networks)
+    assert {name.split(".")[0] for name in chosen} == {"unet"}
+    assert {p.dtype for p in chosen.values()} == {torch.float32}
+    assert {p.dtype for n, p in networks.named_parameters().items() if n.startswith("motion.")} == {torch.bfloat16}
+
+
+def test_an_edited_adapter_is_written_without_the_authors_names(
+    models: dict[str, Path], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Their format has no place for it: that is told, and nothing that was trained is lost."""
+
+    def in_half(unet: UNet) -> dict[str, FirstFrameAttention]:
+        added = add_i2v_adapter(unet)
+        for path in [path for path in added if not path.startswith("up_blocks")]:
+            unet.get_submodule(path).i2v_adapter = None
+            del added[path]
+        return added
+
+    monkeypatch.setattr(published, "add_i2v_adapter", in_half)
+    folder = run(settings(models, clips, tmp_path))
+    assert [p.name for p in folder.iterdir()] == ["i2v_adapter.safetensors"]
+    assert "i2v_adapter cannot be written in the authors' names, i2v_module.safetensors: " in capsys.readouterr().out
+
+
+def test_what_clip_sees_is_kept_in_half_precision(models: dict[str, Path], clips: Path, tmp_path: Path) -> None:
+    """In a file of its own for each kind of Content-Adapter; the last row stands for a dropped picture."""
+    cfg = settings(models, clips, tmp_path, cache=tmp_path / "cache")
+    networks = train.build(cfg)
+    assert isinstance(networks, published.PublishedNetworks) and networks.preset is not None
+    data = open_clips(cfg, networks).train
+    seen = networks.image_features(data, cfg.cache)
+    assert seen is not None and seen.dtype == torch.float16 and len(seen) == len(data) + 1 and seen[-1].any()
+    networks.preset = replace(networks.preset, unconditional_image="zero-embedding")
+    other = networks.image_features(data, cfg.cache)
+    assert other is not None and not other[-1].any() and torch.equal(other[:-1], seen[:-1])
+    assert len(list(cfg.cache.glob("image-embeds-*.npy"))) == 2
