@@ -195,9 +195,10 @@ def rows() -> dict[str, Callable[[int], dict[str, Any]]]:
             found[f"train-memory-256-{name}-{side}"] = lambda n, d=dtype, w=side: training_memory(256, d, w)
     for label, more in {"": (), "-float32": ("--dtype", "float32"), "-deep-3": ("--deep-every", "3")}.items():
         for size, frames in SETTINGS.items():
-            found[f"run-{size}{label}"] = lambda n, s=size, f=frames, m=more: whole_set.measure_run(
-                SETS / "sd15-float32", f, s, RUN_STEPS, n, m
-            )
+            for steps, long in {RUN_STEPS: "", 25: "-25-steps"}.items():
+                found[f"run-{size}{label}{long}"] = lambda n, s=size, f=frames, m=more, k=steps: whole_set.measure_run(
+                    SETS / "sd15-float32", f, s, k, n, m
+                )
     return found
 
 
@@ -247,19 +248,19 @@ def table(found: list[dict[str, Any]]) -> str:
     heads = ["row", "processor", "diffusers", "ours", "ratio", "GFLOP/s, of `torch.mm`'s"]
     heads += ["adapter: time for operations", "peak (step)"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    missing = []
     for name in rows():
         if name.startswith("approximations"):
             continue  # a table of their own
         of_row = sorted((r for r in found if r["row"] == name), key=lambda r: r["machine"]["cpu"])
         lines += [f"| {name} | {r['machine']['cpu']} | {cells(r)} |" for r in of_row]
-        if not of_row:
-            lines.append(f"| {name} | | *not run* | | | | | |")
+        missing += [] if of_row else [f"`{name}`"]
     machines: dict[str, list[str]] = {}
     for r in found:
         about = "; ".join(f"{k} {v}" for k, v in sorted(r["machine"].items()))
         machines.setdefault(about, []).append(f"`{r['row']}`")
     by_machine = [f"- {one}: {', '.join(names)}." for one, names in sorted(machines.items())]
-    return "\n".join([*lines, "", "Measured with:", "", *by_machine])
+    return "\n".join([*lines, "", f"*Not run*: {', '.join(missing)}.", "", "Measured with:", "", *by_machine])
 
 
 def write_table() -> None:

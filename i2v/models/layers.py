@@ -48,6 +48,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b over the last dimension."""
+    if x.ndim > 2 and not cpu.applies(x):
+        x = x.contiguous()  # else PyTorch multiplies each row by itself, in bfloat16 by its own copy of the weight
     if frozen.applies(x, weight, bias):
         return frozen.linear(x, weight, bias)
     return cpu.linear(x, weight, bias) if cpu.applies(x) else F.linear(x, weight, bias)
@@ -152,8 +154,10 @@ class FeedForward(nn.Module):
         # the middle entry stands where published files count a dropout
         self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """The norm in front of it is applied here, so that what both make on the way to the wide layer is not kept."""
+        widen, narrow = self.net[0], self.net[2]
+        return narrow(recomputed(lambda x: widen(norm(x)), x, norm, widen))
 
 
 class TransformerBlock(nn.Module):
@@ -194,7 +198,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         x = per_condition(x + self.self_attention(self.norm1(x), cond), cond)
         x = x + self.cross_attention(self.norm2(x), cond)
-        return x + recomputed(lambda x: self.ff(self.norm3(x)), x, self.norm3, self.ff)
+        return x + self.ff(x, self.norm3)
 
 
 class GroupNorm(nn.GroupNorm):

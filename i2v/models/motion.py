@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from i2v.models.chunks import by_rows, rows_at_once
 from i2v.models.conditioning import Conditioning
-from i2v.models.layers import Attention, FeedForward, FrameGroupNorm, Linear, ResBlock, recomputed
+from i2v.models.layers import Attention, FeedForward, FrameGroupNorm, Linear, ResBlock
 from i2v.models.unet import UNet
 
 
@@ -58,7 +58,7 @@ class TemporalBlock(nn.Module):
         for norm, attention in zip(self.norms, self.attention_blocks):
             h = norm(x)
             x = x + attention(h + positions.to(h.dtype))
-        return x + recomputed(lambda x: self.ff(self.ff_norm(x)), x, self.ff_norm, self.ff)
+        return x + self.ff(x, self.ff_norm)
 
 
 class MotionModule(nn.Module):

@@ -52,7 +52,8 @@ def run(golden, folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> T
         return TextConditioning(data.inputs["prompt_embeds_negative" if negative else "prompt_embeds"][:1])
 
     def image(pipe: I2VPipeline, pixels: Tensor) -> Tensor:
-        return data.inputs["image_embeds" if pixels.any() else "image_embeds_uncond"][:1]
+        names = ["image_embeds" if one.any() else "image_embeds_uncond" for one in pixels]
+        return torch.cat([data.inputs[name][:1] for name in names])
 
     start = functools.partial(prior.start_latents, size=9, sigma=18.0)  # the release's blur, which ours is at 512x512
     chunks: list[Tensor] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from miniature import FRAMES, complete, inputs
@@ -78,3 +80,20 @@ def test_where_it_applies():
     picture = torch.randn(1, 3, 5, 5, requires_grad=True)
     short = torch.autograd.grad(conv(picture).sum(), picture)[0]
     assert torch.allclose(short, torch.autograd.grad(conv.requires_grad_(True)(picture).sum(), picture)[0])
+
+
+def test_views_are_multiplied_in_one_product() -> None:
+    """Tokens of a picture that lies channel by channel: PyTorch would multiply row by row, each by a copy of W."""
+    with torch.random.fork_rng(devices=[]):
+        layer = layers.Linear(24, 10).requires_grad_(False).bfloat16()
+    x = torch.randn(6, 24, 5, generator=torch.Generator().manual_seed(0)).bfloat16().mT.requires_grad_()
+    assert not x.is_contiguous()
+
+    def products(function: Callable[[], Tensor]) -> list[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            function().sum().backward()
+        return [event.key for event in profile.key_averages() if event.key.endswith("mm")]
+
+    assert "aten::bmm" in products(lambda: torch.nn.functional.linear(x, layer.weight))
+    assert "aten::bmm" not in products(lambda: layer(x))
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(x.contiguous(), layer.weight, layer.bias))
