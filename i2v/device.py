@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from i2v.config import ConfigError
 
@@ -126,3 +127,16 @@ def pick_dtype(name: str | torch.dtype, device: torch.device, parameters: int = 
         raise ConfigError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
     tell_if_slow(name, device)
     return DTYPES[name]
+
+
+class Overflow(ValueError):
+    """Numbers that a format could not hold."""
+
+
+def finite(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
+    """x. Raises Overflow where there are infinities in it or what comes of them, which would be a black video."""
+    if not bool(x.isfinite().all()):
+        name = str(dtype).removeprefix("torch.")
+        instead = "lower --guidance-scale and the scales of LoRAs" if dtype == torch.float32 else "use --dtype float32"
+        raise Overflow(f"{what} are not finite any more, a number became too large for {name}; {instead}")
+    return x

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from i2v import __version__, config, noise, picture
 from i2v.config import ConfigError
 from i2v.control import Maps, Residuals, looked_at
+from i2v.device import finite
 from i2v.diffusion import frame_similarity_prior as prior
 from i2v.diffusion.first_frame import KnownFrames
 from i2v.diffusion.guidance import Condition, guide
@@ -363,19 +364,6 @@ class I2VPipeline:
         # the resampler reads the patches before CLIP's last layer, the linear projection the picture's embedding
         seen = output.hidden_states[-2] if self.image_config.kind == "plus" else output.image_embeds
         return self.image_projection(torch.zeros_like(seen) if nothing else seen)
-
-
-class Overflow(ValueError):
-    """Numbers that a format could not hold."""
-
-
-def finite(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
-    """x. Raises Overflow where there are infinities in it or what comes of them, which would be a black video."""
-    if not bool(x.isfinite().all()):
-        name = str(dtype).removeprefix("torch.")
-        instead = "lower --guidance-scale and the scales of LoRAs" if dtype == torch.float32 else "use --dtype float32"
-        raise Overflow(f"{what} are not finite any more, a number became too large for {name}; {instead}")
-    return x
 
 
 def join(parts: Sequence[Encoded]) -> Encoded:

@@ -257,10 +257,11 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(silu(self.conv_norm_out(x))), self.patch)
 
 
-def own_format() -> AbstractContextManager[object]:
+def own_format(x: Tensor) -> AbstractContextManager[object]:
     """Without gradients autocast stays outside: the weights' number format is one that holds the activations."""
-    inside = [kind for kind in ("cuda", "cpu") if torch.is_autocast_enabled(kind) and not torch.is_grad_enabled()]
-    return torch.autocast(inside[0], enabled=False) if inside else nullcontext()
+    kind = x.device.type
+    inside = torch.amp.is_autocast_available(kind) and not torch.is_grad_enabled()
+    return torch.autocast(kind, enabled=False) if inside else nullcontext()
 
 
 class VAE(nn.Module):
@@ -289,7 +290,7 @@ class VAE(nn.Module):
         if any(side % self.cfg.factor for side in pixels.shape[-2:]):
             height, width = pixels.shape[-2:]
             raise ValueError(f"pixels are {height}x{width}; resize them to multiples of {self.cfg.factor}")
-        with own_format():
+        with own_format(pixels):
             moments = self.encoder(self._cast(pixels), tile)
             if self.quant_conv is not None:
                 moments = self.quant_conv(moments)
@@ -307,7 +308,7 @@ class VAE(nn.Module):
         """
         self._check_tile(tile)
         self._check(latents, self.cfg.latent_channels, "latents")
-        with own_format():
+        with own_format(latents):
             x = self._cast(latents.float() / self.cfg.scaling_factor)
             if self.post_quant_conv is not None:
                 x = self.post_quant_conv(x)

@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from i2v import noise
 from i2v.data.world import WORLDS, WorldConfig
-from i2v.device import autocast, place
+from i2v.device import Overflow, autocast, place
 from i2v.diffusion.guidance import Condition, guide
 from i2v.diffusion.samplers import SAMPLERS
-from i2v.pipeline import Overflow
 from i2v.presets import PRESETS
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import RunClips

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from i2v import picture
 from i2v.config import ConfigError
+from i2v.device import Overflow
 from i2v.load import load
 from i2v.lora import base_of, merge
 from i2v.models.i2v_adapter import remove_i2v_adapter
 from i2v.models.lora import TrainedLoRA
-from i2v.pipeline import I2VPipeline, Overflow
+from i2v.pipeline import I2VPipeline
 from i2v.presets import released_settings
 from i2v.request import Request
 from weights_convert.write_lora import write_lora
