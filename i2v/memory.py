@@ -128,9 +128,9 @@ def streamed_bytes(built: Networks) -> int:
 
 
 def footprint_of_prompt(built: Networks, plan: Plan, dtype: torch.dtype) -> Footprint:
-    """One picture through the image encoder; a prompt works with little beside it."""
+    """The picture and the grey one through the image encoder; a prompt works with little beside it."""
     side, image = plan.parts["image_encoder"].config.image_size, built.slots["image_encoder"][""]
-    found = footprint(lambda: image(torch.empty(1, 3, side, side, dtype=dtype)))
+    found = footprint(lambda: image(torch.empty(2, 3, side, side, dtype=dtype)))
     texts = [name for name in ("text_encoder", "text_encoder_2") if name in plan.parts]
     products = sum(
         2 * plan.parts[name].config.max_length * p.numel()

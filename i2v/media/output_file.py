@@ -104,14 +104,14 @@ def _remove(path: Path, folder: bool) -> None:
 
 
 def sync(path: Path) -> None:
-    """What the file, or a folder's files, hold lasts a power cut."""
+    """Makes what the file, or a folder's files, hold survive a power cut."""
     for file in path.iterdir() if path.is_dir() else (path,):
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """So do the names in a folder, where folders can be opened (not on Windows)."""
+    """Makes the names in a folder survive it, where folders can be opened (not on Windows)."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -22,7 +22,7 @@ NORMED = 2**16  # numbers of a frame that a norm works on at once, for the same 
 LARGE = 2**22  # numbers of a convolution's weight from which sorting it at each call costs more than it is worth
 FAR = 5  # deviations of a group that its mean may be from 0 for PyTorch's kernel in bfloat16
 SMALL = 2**14  # scores of one head below which PyTorch's own attention is as fast
-WIDENED = 2**18  # queries' numbers that are made float32 at once: a megabyte, for the same reason
+WIDENED = 2**18  # queries' numbers that are made float32 at once: a megabyte, which stays in the cache
 
 
 def processor() -> str:
@@ -34,13 +34,13 @@ def processor() -> str:
 
 
 def is_zen5(text: str) -> bool:
-    """Whether `text` of `processor` names an AMD processor that computes 512 bits at once: there alone `attend`, whose
+    """Whether `text` of `processor` names AMD's Zen 5 or later: there alone (measured on an EPYC) `attend`, whose
     products are oneDNN's, is faster than PyTorch's own attention, whose products are MKL's and half as wide."""
     family = re.search(r"family\s*:?\s*(\d+)", text, re.IGNORECASE)
     return "AuthenticAMD" in text and family is not None and int(family[1]) >= 26
 
 
-INTEL, ZEN5 = "GenuineIntel" in processor(), is_zen5(processor())
+ZEN5, AMX = is_zen5(processor()), getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 def applies(x: Tensor) -> bool:

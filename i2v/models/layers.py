@@ -30,7 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         queries = q.numel() // q.shape[-1] // rows
         if cpu.ZEN5 and queries * k.shape[1] >= cpu.SMALL:
             return cpu.attend(q, k, v, heads).view(q.shape)
-        if q.dtype == torch.bfloat16 and not (cpu.INTEL and queries > 8):  # AMX is slower for a short clip's few frames
+        if q.dtype == torch.bfloat16 and not (cpu.AMX and queries > 8):  # AMX is slower for a short clip's few frames
             return cpu.attend_in_float32(q, k, v, heads).view(q.shape)
     q = rearrange(q, "(r f) l (h d) -> r h (f l) d", r=rows, h=heads)
     k, v = (rearrange(x, "r m (h d) -> r h m d", h=heads) for x in (k, v))
@@ -155,7 +155,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim)])
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """The norm in front of it is applied here, so that what both make on the way to the wide layer is not kept."""
+        """norm: in front of it, applied here; in training neither its output nor the halves of the GEGLU are kept."""
         widen, narrow = self.net[0], self.net[2]
         return narrow(recomputed(lambda x: widen(norm(x)), x, norm, widen))
 

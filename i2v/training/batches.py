@@ -81,7 +81,7 @@ class Batches:
         golden = [(0.6180339887498949 * sample + cfg.seed * 0.7548776662466927) % 1 for sample in samples]
         latents = self._latents(clips, frames, samples)
         features = None
-        if self.features is not None:  # the last row is the zero picture's
+        if self.features is not None:  # the last row stands for a dropped picture
             shown = [clip if keep >= cfg.drop_image else -1 for clip, (*_, keep) in zip(clips, picks)]
             features = self._there(self.features[shown])
         edges = None
@@ -113,8 +113,9 @@ class Batches:
 
     def _there(self, tensor: Tensor) -> Tensor:
         """On the device; CUDA goes on with its work meanwhile."""
-        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return pinned.to(self.device, non_blocking=True)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def of_steps(self, step: int, steps: int, rank: int = 0, ranks: int = 1) -> Generator[Batch, None, None]:
         """The batches of steps `step` ... `steps - 1`; of several processes each gets its own samples of every step.

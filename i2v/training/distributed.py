@@ -69,15 +69,10 @@ def processes(device: str) -> Iterator[Processes]:
         return
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
-        gpu = torch.device("cuda", here.local_rank)
-        torch.cuda.set_device(gpu)
-        dist.init_process_group("nccl", timeout=PATIENCE, device_id=gpu)
-    else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        yield Processes(here.rank, here.count, here.local_rank)
-    finally:
-        dist.destroy_process_group()
+        torch.cuda.set_device(here.local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    yield Processes(here.rank, here.count, here.local_rank)
+    dist.destroy_process_group()  # after an error it would wait for the others, who wait for this process
 
 
 class Losses(nn.Module):

@@ -124,11 +124,12 @@ def _build(init: Path, parts: Sequence[str], new: Sequence[str], width: int | No
         if (file := stored(name)) is not None:
             tensors = _float32(file.tensors())
             place = {f"{p}.{k}": value for p, m in modules.items() for k, value in m.state_dict().items()}
-            wrong = place.keys() ^ tensors.keys() or {k for k, v in place.items() if v.shape != tensors[k].shape}
-            if wrong:
+            has, needs = ({key: tuple(t.shape) for key, t in found.items()} for found in (tensors, place))
+            if has != needs:
+                key = min(key for key in has.keys() | needs.keys() if has.get(key) != needs.get(key))
                 raise ConfigError(
-                    f"{file.path} does not fit the {name} of this code: {min(wrong)}, expected every tensor of it and "
-                    f"no other; begin it anew with --new {name}"
+                    f"{file.path} does not fit the {name} of this code: {key} {has.get(key, 'is missing')}, expected "
+                    f"{needs.get(key, 'no such tensor')}; begin it anew with --new {name}"
                 )
             for path, module in modules.items():
                 module.load_state_dict({key: tensors[f"{path}.{key}"] for key in module.state_dict()})

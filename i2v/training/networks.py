@@ -150,7 +150,7 @@ class Networks:
         for caption in captions:
             if caption not in self.ids:
                 self.ids[caption] = self.tokenizer.encode([caption])[0]
-        ids = torch.stack([self.ids[caption] for caption in captions]).to(self.device, non_blocking=True)
+        ids = torch.stack([self.ids[caption] for caption in captions]).to(self.device)
         return Conditions(self.text_encoder(ids).last_hidden_state, self.image_tokens(image_features))
 
     def read_captions(self, cache: Path, captions: Sequence[str]) -> None:

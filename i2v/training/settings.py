@@ -59,7 +59,7 @@ class Training:
     clean_first: bool = flag(True, "keep the first frame free of noise and out of the loss (the paper's training)")
     known_noise: float = flag(0.0, "standard deviation of noise added to that first frame (a choice; paper: 0)")
     drop_text: float = flag(0.1, "probability that a caption becomes empty (a choice; the paper gives none)")
-    drop_image: float = flag(0.1, "probability that the picture becomes zero pixels, a grey one (likewise)")
+    drop_image: float = flag(0.1, "probability that the picture becomes what the unguided half sees (likewise)")
     # how
     batch: int = flag(8, "clips per step, of all processes together")
     micro_batch: int = flag(0, "clips that go through the network at once, gradients add up; 0: all of a process")

@@ -97,8 +97,8 @@ def make_videos(
         for name, parameter in trained.items():
             parameter.copy_(values[name])
         return make(cfg, networks, data, count, step)
-    except Overflow as error:  # the run goes on: its own loss tells more
-        tqdm.write(f"no validation videos at step {step}: {error}")
+    except Overflow:  # the run goes on: its own loss tells more
+        tqdm.write(f"no validation videos at step {step}: numbers became too large; --dtype bfloat16 holds larger ones")
         return {}
     finally:
         for name, parameter in trained.items():

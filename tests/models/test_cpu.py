@@ -53,17 +53,17 @@ def test_linear_and_geglu():
     assert apart((gate * F.gelu(value)).detach(), plain) > 100 * EXACT  # the halves are not interchangeable
 
 
-@pytest.fixture(params=["INTEL", "ZEN5", "elsewhere"])
+@pytest.fixture(params=["AMX", "ZEN5", "elsewhere"])
 def kind(request, monkeypatch) -> str:
-    """As on a processor by Intel, on a wide one by AMD, and on another."""
-    for flag in ("INTEL", "ZEN5"):
+    """As on a processor with AMX, on one by AMD with wide products, and on another."""
+    for flag in ("AMX", "ZEN5"):
         monkeypatch.setattr(cpu, flag, request.param == flag)
     return request.param
 
 
 def test_processors_are_told_apart_by_what_systems_write():
     linux = "processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nmodel\t\t: 17\n"
-    wide = [linux.format("AuthenticAMD", 26), "AMD64 Family 26 Model 36 Stepping 0, AuthenticAMD"]
+    wide = [linux.format("AuthenticAMD", 26), "AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD"]
     others = [linux.format("AuthenticAMD", 25), linux.format("GenuineIntel", 6), linux.format("HygonGenuine", 26)]
     others += ["Intel64 Family 6 Model 151, GenuineIntel", "AMD64 Family 25 Model 97, AuthenticAMD", "arm", ""]
     assert [cpu.is_zen5(text) for text in wide + others] == [True] * 2 + [False] * 7
@@ -88,7 +88,7 @@ def test_attention(monkeypatch, clips, block):
 
 @torch.no_grad()
 def test_which_attention_runs_where(monkeypatch, kind):
-    """PyTorch's own, for many queries in bfloat16 on a processor by Intel, `cpu.attend` on a wide one by AMD."""
+    """PyTorch's own, for many queries in bfloat16 with AMX, `cpu.attend` on a wide processor by AMD."""
     seen: list[object] = []
     fused = F.scaled_dot_product_attention
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
@@ -97,7 +97,7 @@ def test_which_attention_runs_where(monkeypatch, kind):
     for queries in (8, 256):
         x = draw(2, queries, 24).bfloat16()
         layers.attend(x, x, x, heads=3)
-    assert seen == [torch.float32, {"INTEL": torch.bfloat16, "ZEN5": "ours"}.get(kind, torch.float32)]
+    assert seen == [torch.float32, {"AMX": torch.bfloat16, "ZEN5": "ours"}.get(kind, torch.float32)]
 
 
 @torch.no_grad()
