@@ -49,7 +49,10 @@ def picture_of(video: Video, height: int, width: int) -> Frames | None:
     """What the video was made from, (height, width, 3), cropped as the generator saw it."""
     if video.reference is None:
         return None
-    picture = read_image(video.reference)
+    return _as_seen(read_image(video.reference), video, height, width)
+
+
+def _as_seen(picture: Frames, video: Video, height: int, width: int) -> Frames:
     fitted = fit(picture, height, width, video.fit)
     return fitted if fitted.shape == (height, width, 3) else fit(picture, height, width)
 
@@ -63,7 +66,7 @@ def measure(videos: Sequence[Video], files: NetworkFiles, networks: Networks, sw
     facts = {}
     for video in tqdm(videos, desc="reading", unit="video", leave=False, disable=None):
         facts[video] = _facts(video, count)
-    check_same_length({f"{v.model}/{v.path.name}": size[0] for v, (size, _) in facts.items()})
+    check_same_length({str(v.path): size[0] for v, (size, _) in facts.items()})
     code = measured_by(networks, switches)
     known = known_rows(out / ROWS, code)
     todo = {
@@ -98,7 +101,7 @@ def _measure(video: Video, files: NetworkFiles, switches: Switches, count: int |
             stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
         frames = read(video, count)
         height, width = frames.shape[1:3]
-        mask = None if video.mask is None else fit(read_image(video.mask), height, width)[..., 0] > 127
+        mask = None if video.mask is None else _as_seen(read_image(video.mask), video, height, width)[..., 0] > 127
         shown = None if mask is None else mask.astype(np.uint8)
         picture = picture_of(video, height, width)
         return score(frames, picture, video.prompt, shown, open_networks(files), switches)

@@ -81,7 +81,7 @@ def mean_cell(found: Sequence[Measured], column: Column, percent: float | None) 
         return NONE
     values = [shown(column.name, m.scores.values[column.name]) for m in have]
     groups = [m.video.scene for m in have]
-    if percent is None and len(set(groups)) < least():
+    if len(set(groups)) < least(percent or 95):
         return f"{sum(values) / len(values):.{column.digits}f}"
     mean, interval = mean_and_interval(values, column.head, percent=percent or 95, groups=groups)
     if column.share and (percent or 95) == 95:

@@ -148,7 +148,7 @@ def job(row: Row, pair: Pair, seed: int, cfg: Reproduction, out: Path) -> Job:
 def of(row: Row, pair: Pair, one: Job) -> Video:
     """The made video with its picture and prompt."""
     start = None if one.request.t0 is None or one.request.p is None else (one.request.t0, one.request.p)
-    place = (one.output or Path()).with_suffix("")
+    place = (one.output or Path()).with_suffix("")  # a folder of frames
     return Video(row.name, place, pair.name, pair.file, one.request.fit, pair.prompt, start, pair.mask)
 
 
@@ -166,7 +166,7 @@ def make(jobs: Sequence[Job], plan: assemble.Plan, cfg: Reproduction) -> None:
 
 def _make(ready: Ready, files: ModelFiles, device: str, dtype: str, progress: bool) -> None:
     result = pipeline(files, device, dtype).run(ready.job.images, ready.job.request, progress)
-    write_video(ready.output.with_suffix(".png"), result.frames, result.fps, result.settings, overwrite=True)
+    write_video(ready.output, result.frames, result.fps, result.settings, overwrite=True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ from eval.metrics.text_alignment import text_alignment
 from eval.metrics.warping_error import warping_error
 from eval.networks import Networks
 from eval.tables import COLUMNS, Column
+from i2v.free_memory import is_out_of_memory
 from i2v.picture import centre_crop
 
 Video = NDArray[np.uint8]
@@ -88,6 +89,11 @@ def score(frames: Video, picture: Video | None, prompt: str, mask: Video | None,
             result = call()
         except ValueError as error:  # what metrics raise for what they cannot measure; MissingNetwork is one
             out.reasons[name] = str(error)
+            return None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            out.reasons[name] = "out of memory; give smaller videos, or fewer --workers"
             return None
         out.values[name] = read(result)
         out.details[name] = {key: _plain(value) for key, value in dataclasses.asdict(result).items() if key != "value"}

@@ -50,6 +50,14 @@ def found(given: Sequence[str]) -> dict[str, list[Path]]:
     Raises ConfigError for a path that is not there or holds no video.
     """
     out: dict[str, list[Path]] = {}
+    places: dict[str, Path] = {}  # of models that are called after their folder
+
+    def add(model: str, videos: Sequence[Path], named: bool) -> None:
+        place = videos[0].resolve().parent
+        if not named and places.setdefault(model, place) != place:
+            raise ConfigError(f"{places[model]} and {place} are both called {model}; give them as NAME=FOLDER")
+        out.setdefault(model, []).extend(videos)
+
     for text in given:
         name, equals, rest = text.partition("=")
         named = bool(equals) and not Path(text).exists()
@@ -57,7 +65,7 @@ def found(given: Sequence[str]) -> dict[str, list[Path]]:
         if not path.exists():
             raise ConfigError(f"{path}: there is no such file or folder; give videos, or folders of a model's videos")
         if is_video(path):
-            out.setdefault(name if named else path.resolve().parent.name, []).append(path)
+            add(name if named else path.resolve().parent.name, [path], named)
             continue
         inside = sorted(p for p in path.iterdir() if is_video(p)) if path.is_dir() else []
         models = {name if named else path.resolve().name: inside} if inside else {}
@@ -68,7 +76,7 @@ def found(given: Sequence[str]) -> dict[str, list[Path]]:
             raise ConfigError(f"{path}: no videos there; they end with {', '.join(sorted(FILES))} or are folders of "
                               "frames")  # fmt: skip
         for model, several in models.items():
-            out.setdefault(model, []).extend(several)
+            add(model, several, named)
     return out
 
 

@@ -24,7 +24,7 @@ from i2v.pipeline import Picture
 from i2v.replay import described, recipe
 from i2v.request import Request
 from i2v.sources import CONTROLNET
-from i2v.video import SettingsError, Written, check_output, read_image, settings_beside
+from i2v.video import ENDINGS, SettingsError, Written, check_output, read_image, settings_beside
 
 # what users can put right, or say so
 MISTAKES = (ValueError, OSError, RuntimeError, MemoryError)
@@ -58,7 +58,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Ready:
-    """A job found to be possible. request: with every number resolved; finished: `output` is there already."""
+    """A job found to be possible. request: with every number resolved; output: as `write_video` takes it; finished: it
+    is there already."""
 
     job: Job
     request: Request
@@ -108,7 +109,7 @@ def by_seed(todo: Sequence[Job], count: int) -> list[Job]:
         raise ConfigError(f"--best-of {count}: expected 2 or more videos to choose from")
     out = []
     for job in todo:
-        if job.output is not None and job.output.suffix:
+        if job.output is not None and job.output.suffix.lower() in ENDINGS:
             raise ConfigError(f"--output {job.output}: --best-of {count} makes several videos; give a folder for them")
         place = replace(job, output=None, folder=job.output or job.folder)
         seeds = range(job.request.seed, job.request.seed + count)
@@ -119,7 +120,7 @@ def by_seed(todo: Sequence[Job], count: int) -> list[Job]:
 def many(images: Sequence[str], jobs: Path | None, request: Request, folder: Path | None) -> list[Job]:
     """A job for every line of the file, or for every picture of the folders and globs; see `listed`."""
     place = folder or Path()
-    if place.suffix:
+    if place.suffix.lower() in ENDINGS:
         raise ConfigError(f"--output {place}: several videos are made; give a folder for them")
     made = list(_of_file(jobs, images, request, place) if jobs is not None else _of_pictures(images, request, place))
     writers: dict[Path, str] = {}
@@ -243,7 +244,8 @@ class Checker:
             self.taken.add(target.resolve())
         if made(_target(target)):
             return Ready(job, request, _target(target), finished=True)
-        return Ready(job, request, check_output(target, self.overwrite, request.fps))
+        check_output(target, self.overwrite, request.fps)
+        return Ready(job, request, target)
 
     def _made(
         self,

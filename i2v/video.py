@@ -50,6 +50,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 ENDINGS = (".mp4", ".gif", ".webp", ".png")
+FOLDERS = ("", ".png")  # of a name that means a folder of frames
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -80,17 +81,22 @@ def check_output(path: str | Path, overwrite: bool = False, fps: float | None = 
         raise ValueError(f"{target}: unknown ending {target.suffix!r}; use {', '.join(ENDINGS)} (a folder of frames)")
     if ending == ".gif" and fps is not None and fps > GIF_MAX_FPS:
         raise ValueError(f"fps is {fps}; a GIF shows at most {GIF_MAX_FPS}: give a lower fps or write .mp4")
-    if ending == ".png":
+    is_folder = ending in FOLDERS
+    if is_folder:  # not by with_suffix twice: "t0_0.8.png" is the folder "t0_0.8"
         target = target.with_suffix("")
     check_place(target)
-    for file in (target, settings_beside(target)):
+    for file in (target, settings_beside(target, is_folder)):
         refuse_existing(file, overwrite)
     return target
 
 
-def settings_beside(target: Path) -> Path:
-    """Where settings lie as a file of their own: clip.mp4.json beside clip.mp4, settings.json in a folder of frames."""
-    return target.with_name(target.name + ".json") if target.suffix else target / FOLDER_SETTINGS
+def settings_beside(target: Path, is_folder: bool | None = None) -> Path:
+    """Where settings lie as a file of their own: clip.mp4.json beside clip.mp4, settings.json in a folder of frames.
+
+    is_folder: not given, a name without an ending is one.
+    """
+    is_folder = not target.suffix if is_folder is None else is_folder
+    return target / FOLDER_SETTINGS if is_folder else target.with_name(target.name + ".json")
 
 
 def write_video(
@@ -112,7 +118,8 @@ def write_video(
     checked = _Checked(frames, fps, Path(path).suffix.lower())
     text = None if settings is None else _to_json(settings)
     target = check_output(path, overwrite, fps)
-    is_folder, beside = not target.suffix, settings_beside(target)
+    is_folder = Path(path).suffix.lower() in FOLDERS
+    beside = settings_beside(target, is_folder)
     with contextlib.ExitStack() as stack:  # left in reverse order: the clip takes its name first, then its settings
         if text is not None and not is_folder:
             stack.enter_context(whole_or_nothing(beside)).write_text(text, encoding="utf-8")

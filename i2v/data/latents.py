@@ -117,7 +117,7 @@ def _write(
     captions: list[str] = []
     waiting: list[np.ndarray] = []
     out: np.memmap | None = None
-    aside = data.with_name(f".{data.name}.unfinished")
+    aside = data.with_name(f".{data.name}.{os.getpid()}.unfinished")  # another run may make the same
     for clip in tqdm(drawn(draw, clips), total=clips, desc=f"latents of {split}", mininterval=2):
         captions.append(clip.caption)
         waiting.append(clip.frames)
@@ -133,6 +133,6 @@ def _write(
         out.flush()
     about.unlink(missing_ok=True)  # stopped between the two renames, the new clips have no text, not the old one
     os.replace(aside, data)
-    aside = about.with_name(f".{about.name}.unfinished")
+    aside = about.with_name(f".{about.name}.{os.getpid()}.unfinished")
     aside.write_text(json.dumps({**facts, "captions": captions}))
     os.replace(aside, about)

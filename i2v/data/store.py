@@ -85,6 +85,9 @@ class Store:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
             whole = self.read()
+            if not self._shapes:  # killed in its first append: rows of which nothing tells
+                for stale in self.folder.glob("*.bin"):
+                    stale.unlink()
             for name in self._shapes:
                 with self._file(name).open("ab") as file:
                     file.truncate(self._rows * self._bytes(name))

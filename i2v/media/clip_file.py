@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -93,8 +94,13 @@ def _webp(path: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def _video(path: Path) -> Iterator[NDArray[np.uint8]]:
+    try:
+        name = os.path.abspath(path)  # FFmpeg takes what precedes a ":" in a bare name for a protocol
+        name.encode()
+    except UnicodeEncodeError as error:  # OpenCV would crash
+        raise VideoError(f"{ascii(str(path))}: its name is not UTF-8; rename it") from error
     with quiet_opencv():
-        capture = cv2.VideoCapture(str(path))
+        capture = cv2.VideoCapture(name)
     decoded = 0
     try:
         promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0

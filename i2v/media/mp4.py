@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -54,7 +55,7 @@ def write_mp4(path: Path, frames: Frames, fps: Fraction, settings: str | None) -
 def count_frames(path: Path) -> int:
     """Frames that can be decoded, whatever the file's header says."""
     with quiet_opencv():
-        capture, count = cv2.VideoCapture(str(path)), 0
+        capture, count = cv2.VideoCapture(os.path.abspath(path)), 0
         while capture.grab():
             count += 1
         capture.release()
@@ -69,7 +70,8 @@ def _write_h264(av: ModuleType, path: Path, frames: Frames, fps: Fraction, setti
     first, frames = _peeked(frames)
     count = 0
     matrix, video_range = av.video.reformatter.Colorspace.ITU709, av.video.reformatter.ColorRange.MPEG
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
+    place = os.path.abspath(path)  # of a bare name FFmpeg takes what precedes a ":" for a protocol
+    with av.open(place, "w", format="mp4", options={"movflags": "+faststart+use_metadata_tags"}) as container:
         if settings is not None:
             container.metadata["comment"] = settings
         # the same frames give the same bytes: one thread, and no macroblock tree, whose result varies from run to run
@@ -104,7 +106,7 @@ def _write_vp9(path: Path, frames: Frames, fps: Fraction, settings: str | None) 
     count = 0
     height, width = first.shape[:2]
     with quiet_opencv():
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"vp09"), float(fps), (width, height))
+        writer = cv2.VideoWriter(os.path.abspath(path), cv2.VideoWriter.fourcc(*"vp09"), float(fps), (width, height))
     if not writer.isOpened():
         raise OutputError(f"this OpenCV ({cv2.__version__}) cannot encode VP9: pip install av, or write .webp or .gif")
     try:

@@ -216,6 +216,19 @@ def test_two_writers(tmp_path: Path) -> None:
         two.append([("r", {}, {"v": np.zeros(4, np.float16)})])
 
 
+def test_rows_of_a_killed_first_append_are_forgotten(tmp_path: Path) -> None:
+    """The arrays are on the disk before the text that tells of them: they must not shift what is added later."""
+    first = Store(tmp_path, "x", {"a": 1})
+    with first.writing():
+        first.append([("lost", {}, {"v": np.full(3, 7, np.float16)})])
+    for told in ("about.json", "rows.jsonl"):
+        (first.folder / told).unlink()
+    again = Store(tmp_path, "x", {"a": 1})
+    with again.writing():
+        again.append([("p", {}, {"v": np.ones(3, np.float16)})])
+    assert Store(tmp_path, "x", {"a": 1}).arrays()["v"].tolist() == [[1, 1, 1]]
+
+
 def test_nothing_to_encode(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(b"")

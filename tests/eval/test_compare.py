@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -11,13 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
-from eval import __main__, measured, report
+from eval import __main__, measured, report, scores
 from eval.clip_network import CLIP
 from eval.flow_networks import Raft
 from eval.networks import NetworkFiles, Networks, open_networks
 from eval.raft.network import LARGE, RAFT, SMALL
 from eval.scores import PAPER, Scores, Switches, asked, columns, score
 from eval.videos import described, found, prompts_of
+from i2v.config import ConfigError
 from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
 from i2v.video import write_video
@@ -120,6 +122,15 @@ def test_folders_of_several_models(models: Path) -> None:
     assert [p.name for p in found([str(models / "gifs")])["gifs"]] == ["a.gif"]
 
 
+def test_two_folders_of_one_name_are_no_one_model(models: Path) -> None:
+    write_video(models / "other" / "svd" / "cat.mp4", moving(), 8)
+    with pytest.raises(ConfigError, match="svd and .*other/svd are both called svd; give them as NAME=FOLDER"):
+        found([str(models / "svd"), str(models / "other" / "svd")])
+    assert {k: len(v) for k, v in found([str(models / "svd"), f"b={models}/other/svd"]).items()} == {"svd": 2, "b": 1}
+    one_by_one = found([str(path) for path in (models / "svd").iterdir()])
+    assert len(one_by_one["svd"]) == 2
+
+
 def test_a_video_of_ours_tells_picture_prompt_and_start(models: Path) -> None:
     request = {"prompt": "a cat jumps", "t0": 0.8, "p": 0.5, "fit": "stretch"}
     settings = {"request": request, "preset": "tiny", "run": {}, "versions": {}, "weights": {},
@@ -192,6 +203,19 @@ def test_frames_too_small_for_raft_leave_the_column_empty_and_say_what_to_do() -
     found = score(moving(side=120, count=2), None, "", None, networks)
     assert "120 x 120 pixels, expected at least 128 on each side: give larger" in found.reasons["flow_score"]
     assert "expected at least 256" in found.reasons["warping_error"]
+
+
+def test_what_is_too_large_for_memory_is_a_reason_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, message: str, **__: object) -> None:
+        raise RuntimeError(message)
+
+    networks = Networks(Raft(RAFT(LARGE).eval()), None, None, {}, {})
+    monkeypatch.setattr(scores, "flow_score", functools.partial(fail, message="can't allocate memory: 8 GB"))
+    found = score(moving(side=64, count=2), None, "", None, networks)
+    assert "out of memory; give smaller videos" in found.reasons["flow_score"]
+    monkeypatch.setattr(scores, "flow_score", functools.partial(fail, message="a fault"))
+    with pytest.raises(RuntimeError, match="a fault"):
+        score(moving(side=64, count=2), None, "", None, networks)
 
 
 def small_clip() -> CLIP:

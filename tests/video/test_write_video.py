@@ -18,7 +18,7 @@ from PIL import Image
 
 from i2v import video
 from i2v.media import animation, mp4, output_file
-from i2v.video import OutputError, OutputExists, check_output, read_video, write_video
+from i2v.video import OutputError, OutputExists, check_output, read_settings, read_video, write_video
 
 Y, X = np.mgrid[0:48, 0:64]
 GRADIENT = np.stack([X * 4, Y * 5, 255 - X * 2 - Y], -1).clip(0, 255).astype(np.uint8)
@@ -53,6 +53,20 @@ def test_round_trip(tmp_path: Path, name: str, encoder: str) -> None:
         encoder == "without PyAV" and written.codec == "VP9"
     )
     assert ("pip install av" in written.note) == (encoder == "without PyAV" and name in ("clip.mp4", "clip.gif"))
+
+
+@pytest.mark.parametrize("name", ["t0_0.8.png", "12:30.mp4", "IMG.0001.webp"])
+def test_names_with_dots_and_colons(
+    tmp_path: Path, name: str, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = write_video(name, FRAMES, 8, SETTINGS)
+    assert written.path == Path(name.removesuffix(".png")) == check_output(name, overwrite=True)
+    assert read_video(written.path).shape == FRAMES.shape and read_settings(written.path) == SETTINGS
+    with pytest.raises(OutputExists):
+        write_video(name, FRAMES, 8, SETTINGS)
+    write_video(name, FRAMES[:2], 8, SETTINGS, overwrite=True)
+    assert len(read_video(written.path)) == 2
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "clip.webp", "clip.png"])
