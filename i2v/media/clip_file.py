@@ -87,8 +87,9 @@ def _folder(path: Path) -> Iterator[NDArray[np.uint8]]:
 def _webp(path: Path) -> Iterator[NDArray[np.uint8]]:
     if not hasattr(cv2, "imdecodeanimation"):
         raise VideoError(f"{path}: this OpenCV ({cv2.__version__}) reads no animated WebP; give a .mp4")
+    data = np.frombuffer(path.read_bytes(), np.uint8)[None]  # OpenCV 4 wants a row
     with quiet_opencv():
-        done, animation = cv2.imdecodeanimation(np.frombuffer(path.read_bytes(), np.uint8))
+        done, animation = cv2.imdecodeanimation(data)
     for frame in animation.frames if done else ():
         yield np.ascontiguousarray(frame[..., 2::-1])
 
