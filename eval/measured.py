@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from eval.answers import ROWS, known_rows, log_row
 from eval.networks import NetworkFiles, Networks, open_networks
-from eval.scores import Scores, Switches, measured_by, score
+from eval.scores import OUT_OF_MEMORY, Scores, Switches, measured_by, score
 from eval.video_set import check_same_length
 from eval.videos import Video
 from eval.workers import spread
@@ -79,7 +79,8 @@ def measure(videos: Sequence[Video], files: NetworkFiles, networks: Networks, sw
     ):
         for key, scores in spread(_measure, todo, workers):
             known[key] = dataclasses.asdict(scores)
-            log_row(log, key, code, known[key])
+            if OUT_OF_MEMORY not in scores.reasons.values():
+                log_row(log, key, code, known[key])
             bar.update()
     return [Measured(video, facts[video][0], Scores(**known[facts[video][1]])) for video in videos]
 

@@ -27,6 +27,7 @@ from i2v.free_memory import is_out_of_memory
 from i2v.picture import centre_crop
 
 Video = NDArray[np.uint8]
+OUT_OF_MEMORY = "out of memory; give smaller videos, or fewer --workers"  # true of this run alone: not kept for others
 # what the paper's tables hold; a network that is not the paper's never writes here
 PAPER = (Column("dover_vqa", "DoverVQA", 4), Column("clip_temp", "CLIPTemp", 4), Column("flow_score", "FlowScore", 4),
          Column("warping_error", "WarpingError x 10,000", 2))  # fmt: skip
@@ -93,7 +94,7 @@ def score(frames: Video, picture: Video | None, prompt: str, mask: Video | None,
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            out.reasons[name] = "out of memory; give smaller videos, or fewer --workers"
+            out.reasons[name] = OUT_OF_MEMORY
             return None
         out.values[name] = read(result)
         out.details[name] = {key: _plain(value) for key, value in dataclasses.asdict(result).items() if key != "value"}

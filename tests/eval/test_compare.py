@@ -18,7 +18,7 @@ from eval.flow_networks import Raft
 from eval.networks import NetworkFiles, Networks, open_networks
 from eval.raft.network import LARGE, RAFT, SMALL
 from eval.scores import PAPER, Scores, Switches, asked, columns, score
-from eval.videos import described, found, prompts_of
+from eval.videos import Video, described, found, prompts_of
 from i2v.config import ConfigError
 from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
@@ -218,6 +218,34 @@ def test_what_is_too_large_for_memory_is_a_reason_and_no_end(monkeypatch: pytest
         score(moving(side=64, count=2), None, "", None, networks)
 
 
+def test_what_ran_out_of_memory_is_measured_again(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    calls: list[int] = []
+    measure = scores.flow_score
+    monkeypatch.setattr(scores, "flow_score", fail)
+    assert __main__.main(command(models)) == 0
+    monkeypatch.setattr(scores, "flow_score", lambda *a, **k: calls.append(1) or measure(*a, **k))
+    assert __main__.main(command(models)) == 0 and len(calls) == 8  # two videos of two models, with RAFT and with DIS
+    assert __main__.main(command(models)) == 0 and len(calls) == 8  # whole now, and kept
+
+
+@pytest.mark.parametrize("fitted", ["cover", "pad", "stretch"])
+def test_a_mask_is_fitted_as_its_picture(tmp_path: Path, fitted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[8:24, 4:20] = 255
+    for name in ("picture", "mask"):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), wide)
+    write_video(tmp_path / "clip.webp", moving(side=32), 8)
+    video = Video("ours", tmp_path / "clip.webp", "clip", tmp_path / "picture.png", fitted, "", None,
+                  tmp_path / "mask.png")  # fmt: skip
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(measured, "score", lambda frames, picture, prompt, mask, *_: seen.extend([picture, mask]))
+    measured._measure(video, NetworkFiles(device="cpu"), Switches(), None)
+    assert np.array_equal(seen[0][..., 0] > 127, seen[1] > 0) and seen[1].any() == (fitted != "cover")
+
+
 def small_clip() -> CLIP:
     """Random weights."""
     image = CLIPVisionModel(CLIPVisionConfig(32, 64, 2, 2, 32, 64, 16, "quick_gelu")).eval()
@@ -249,7 +277,7 @@ def test_means_have_intervals_from_six_pictures_on() -> None:
 
     column = PAPER[0]
     assert report.mean_cell(of(5), column, None) == "0.2000" and "[" in report.mean_cell(of(6), column, None)
-    assert "[" in report.mean_cell(of(5), column, 90)
+    assert "[" in report.mean_cell(of(5), column, 90) and report.mean_cell(of(5), column, 95) == "0.2000"
     assert report.mean_cell(of(0), column, None) == "-"
     (alone,) = [line for line in report.warnings(report.Report("T", "", Path(), {}, EMPTY), of(1)) if "--ref" in line]
     assert "1 video (m/clip0.mp4)" in alone
