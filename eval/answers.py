@@ -26,9 +26,9 @@ from eval.held_out import Question
 from eval.metrics.all import measure_clip
 from eval.workers import spread
 from i2v import __version__
+from i2v.hashes import sha256
 from i2v.load import load
 from i2v.media.output_file import write_whole
-from i2v.parts import sha256
 from i2v.pipeline import I2VPipeline
 
 Video = NDArray[np.uint8]

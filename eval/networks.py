@@ -13,7 +13,7 @@ from eval.flow_networks import Raft
 from eval.raft.load import load_raft
 from i2v.config import flag
 from i2v.device import pick_device
-from i2v.parts import sha256
+from i2v.hashes import sha256
 
 
 @dataclass(frozen=True)

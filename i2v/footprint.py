@@ -6,6 +6,7 @@ its own model: a change of a network changes the prediction with it.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Tracker(TorchDispatchMode):
         self.live = self.peak = self.flops = 0
         self.seen: dict[int, weakref.ref[Any]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be kept from the compiler, for which PyTorch would import it: more than a second of every video."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -54,7 +60,7 @@ class Tracker(TorchDispatchMode):
             return NotImplemented  # it makes plain ones, which are counted
         for x in tree_leaves((args, kwargs)):
             self.known(x, 0)
-        out = func(*args, **(kwargs or {}))
+        out = result(func, args, kwargs or {})
         for x in tree_leaves(out):
             self.known(x, 1)
         self.count(func, args, out)
@@ -92,6 +98,70 @@ class Tracker(TorchDispatchMode):
             self.held(sum(x.numel() * x.element_size() for x in (args[0], args[1], out)))
         elif packet is aten.convolution_backward:  # of the result's gradient, the input and the weight
             self.held(sum(x.numel() * x.element_size() for x in args[:3]))
+
+
+def result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What an operation returns on the meta device.
+
+    For the usual operations PyTorch's kernels there are written in Python: they take up to a millisecond each, and the
+    first one imports its compiler, which takes more than a second of every video. So their results are made by rule.
+    """
+    rule = RULES.get(func.overloadpacket)
+    tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+    plain = all(type(x) in (Tensor, torch.nn.Parameter) and x.is_meta for x in tensors)  # not fake, not int8
+    found = rule(*args, **kwargs) if rule is not None and plain else None
+    return func(*args, **kwargs) if found is None else found
+
+
+def like_first(x: Tensor, *others: Any, **kwargs: Any) -> Tensor | None:
+    """Of an elementwise operation."""
+    tensors = [other for other in others if isinstance(other, Tensor)]
+    other = others[0] if others and isinstance(others[0], (Tensor, int, float)) else x
+    dtype, shape = torch.result_type(x, other), torch.broadcast_shapes(x.shape, *(t.shape for t in tensors))
+    if not dtype.is_floating_point:  # which may become fractions
+        return None
+    return torch.empty_like(x, dtype=dtype) if shape == x.shape else x.new_empty(shape, dtype=dtype)
+
+
+def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    first, shape = tensors[0], list(tensors[0].shape)
+    shape[dim] = sum(x.shape[dim] for x in tensors)
+    last = first.ndim == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors)
+    return torch.empty(shape, dtype=first.dtype, device="meta",
+                       memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
+
+
+def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return joined([x.unsqueeze(dim) for x in tensors], dim)
+
+
+def counted(*bounds: float, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor | None:
+    """Of torch.arange."""
+    start, end, step = {1: (0, *bounds, 1), 2: (*bounds, 1), 3: bounds}[len(bounds)]
+    return None if dtype is None else torch.empty(math.ceil((end - start) / step), dtype=dtype, device="meta")
+
+
+def layer_normed(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
+    rows = x.shape[: x.ndim - len(shape)]
+    return torch.empty_like(x), x.new_empty(rows), x.new_empty(rows)
+
+
+def group_normed(x: Tensor, weight: Any, bias: Any, n: int, c: int, size: int, groups: int, *_: Any
+                 ) -> tuple[Tensor, ...]:  # fmt: skip
+    return torch.empty_like(x), x.new_empty(n, groups), x.new_empty(n, groups)
+
+
+RULES: dict[Any, Callable[..., Any]] = {
+    **dict.fromkeys((aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.addcmul, aten.clamp, aten.exp, aten.sin,
+                     aten.cos, aten.rsqrt, aten.sigmoid, aten.silu, aten.gelu), like_first),
+    **dict.fromkeys((aten.add_, aten.mul_, aten.div_, aten.silu_), lambda x, *_, **__: x),
+    aten.addmm: lambda bias, a, b: a.new_empty(a.shape[0], b.shape[1]),
+    aten.native_layer_norm: layer_normed,
+    aten.native_group_norm: group_normed,
+    aten.cat: joined,
+    aten.stack: stacked,
+    aten.arange: counted,
+}  # fmt: skip
 
 
 class Attention(TorchFunctionMode):

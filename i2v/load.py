@@ -18,12 +18,13 @@ from i2v.assemble import TEXT_FILES, ModelFiles, Part, Plan
 from i2v.config import ConfigError
 from i2v.device import pick_device, pick_dtype
 from i2v.free_memory import give_back_freed_memory
+from i2v.hashes import known_sha256
 from i2v.lora import Changes, check
 from i2v.memory_plans import FULL, IN_UNET, MemoryPlan, stages_of
 from i2v.models import cpu
 from i2v.models.int8 import quantised
 from i2v.networks import Networks, networks
-from i2v.parts import CONFIGS, KINDS, PartFile, open_part, save_part, sha256
+from i2v.parts import CONFIGS, KINDS, PartFile, open_part, save_part
 from i2v.pipeline import I2VPipeline
 from i2v.prompt import OneEncoder, TwoEncoders
 from i2v.residency import Residency, Streamed, streamed_unit, take
@@ -196,7 +197,7 @@ def is_int8(part: str, key: str, tensor: Tensor) -> bool:
 
 
 class Facts(Mapping[str, dict[str, Any]]):
-    """`facts_of` a plan, found aside while the first video is made: to hash gigabytes takes seconds.
+    """`facts_of` a plan, found aside while the first video is made: to hash gigabytes takes seconds, the first time.
 
     layers: how many each LoRA changes.
     """
@@ -238,7 +239,7 @@ def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
         if plan.files.int8 and any(is_int8(name, key, tensor) for key, tensor in part.tensors.items()):
             facts[name]["int8"] = True
     for number, (name, path, scale) in enumerate(plan.loras, 1):
-        facts[f"{name} {number}"] = {"file": path.name, "sha256": sha256(path), "scale": scale}
+        facts[f"{name} {number}"] = {"file": path.name, "sha256": known_sha256(path), "scale": scale}
     return facts
 
 

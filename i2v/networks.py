@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
@@ -58,9 +59,22 @@ class Networks:
         return {"unet": self.unet} | {part: self.slots[part][""] for part in texts}
 
 
+class NotInitialised(TorchFunctionMode):
+    """nn.init does nothing. On the meta device it has nothing to fill, but PyTorch has no quick kernel for it there:
+    the one in Python imports its compiler, which takes more than a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
 def networks(config: Mapping[str, Any]) -> Networks:
     """The networks of the parts' configs, by part, on the meta device: no memory, no weights. A UNet is among them."""
-    with torch.device("meta"):
+    with torch.device("meta"), NotInitialised():
         unet = UNet(config["unet"])
         base = set(unet.state_dict())
         slots: dict[str, dict[str, nn.Module]] = {

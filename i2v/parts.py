@@ -7,9 +7,8 @@ Keys are module paths in the UNet.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +26,6 @@ from i2v.models.motion import MotionConfig
 from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAEConfig
 from weights_convert import files
-from weights_convert.detect import files_of
 
 C = TypeVar("C")
 
@@ -59,23 +57,6 @@ class PartFile:
     def tensors(self) -> dict[str, Tensor]:
         """Everything in the file, on the CPU, in the stored format."""
         return files.read(self.path)[0]
-
-
-def sha256(path: Path, done: Callable[[int], object] = lambda count: None) -> str:
-    """Of a file, or of the names and hashes of a folder's files of weights, those that are read; in hexadecimal.
-
-    `done` is told the bytes of each piece.
-    """
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for inside in files_of(path):
-            digest.update(f"{inside.relative_to(path).as_posix()} {sha256(inside, done)}\n".encode())
-        return digest.hexdigest()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            done(len(block))
-    return digest.hexdigest()
 
 
 def save_part(

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from i2v.config import ConfigError
 from i2v.diffusion.schedule import Schedule
-from i2v.parts import KINDS, PartFile, from_json, is_part, open_part, sha256
+from i2v.hashes import known_sha256
+from i2v.parts import KINDS, PartFile, from_json, is_part, open_part
 from i2v.presets import Wanted
 from weights_convert.detect import read_parts
 
@@ -40,7 +41,7 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        return sha256(self.path)
+        return known_sha256(self.path)
 
     def __str__(self) -> str:
         return f"{self.path} ({self.layout})"

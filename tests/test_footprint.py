@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from i2v.footprint import footprint
+from i2v.footprint import RULES, footprint, result
 
 KB = 1024
 
@@ -46,3 +52,53 @@ def test_operations() -> None:
     found = footprint(lambda: F.scaled_dot_product_attention(q, k, k))
     assert found.flops == 2 * 2 * 2 * 4 * 1000 * 2000 * 8
     assert found.bytes == 2 * 4 * 1000 * 8 * 4  # no matrix of 1000 x 2000
+
+
+X, Y = meta(2, 32, 6, 6), meta(2, 32, 1, 1)
+LAST = X.to(memory_format=torch.channels_last)
+HALF = X.bfloat16()
+aten = torch.ops.aten
+CASES: list[tuple[Any, tuple[Any, ...]]] = [
+    (aten.add.Tensor, (X, Y)), (aten.add.Tensor, (Y, X)), (aten.add.Tensor, (LAST, LAST)), (aten.add.Tensor, (X, 1)),
+    (aten.sub.Tensor, (HALF, X)), (aten.rsub.Scalar, (HALF, 1.5)), (aten.mul.Tensor, (X, HALF)),
+    (aten.mul.Tensor, (HALF, meta())), (aten.div.Tensor, (LAST, 2)), (aten.addcmul.default, (X, Y, Y)),
+    (aten.clamp.default, (X, 0, 1)), (aten.exp.default, (LAST,)), (aten.sin.default, (X,)), (aten.cos.default, (X,)),
+    (aten.rsqrt.default, (X,)), (aten.sigmoid.default, (HALF,)), (aten.silu.default, (LAST,)),
+    (aten.gelu.default, (HALF,)), (aten.add_.Tensor, (X, Y)), (aten.mul_.Tensor, (X, 2)), (aten.div_.Tensor, (X, Y)),
+    (aten.silu_.default, (LAST,)), (aten.addmm.default, (meta(7), meta(5, 3), meta(3, 7))),
+    (aten.native_layer_norm.default, (meta(4, 5, 32), [32], meta(32), meta(32), 1e-5)),
+    (aten.native_group_norm.default, (X, meta(32), meta(32), 2, 32, 36, 8, 1e-5)),
+    (aten.cat.default, ([X, X, HALF.float()], 1)), (aten.cat.default, ([LAST, LAST], 1)), (aten.cat.default, ([X, X],)),
+    (aten.cat.default, ([meta(2, 3), meta(2, 5)], -1)), (aten.stack.default, ([X, X], 2)),
+    (aten.stack.default, ([X, X, X], -1)), (aten.add.Tensor, (torch.arange(3, device="meta"), 0.5)),
+    (aten.div.Tensor, (torch.arange(3, device="meta"), 2)), (aten.sin.default, (torch.arange(3, device="meta"),)),
+]  # fmt: skip
+
+
+def facts(found: Any) -> list[Any]:
+    tensors = list(found) if isinstance(found, (tuple, list)) else [found]
+    return [(tuple(x.shape), x.dtype, x.stride(), x.device.type) for x in tensors]
+
+
+@pytest.mark.parametrize(("operation", "given"), CASES, ids=[f"{o.__name__}-{i}" for i, (o, _) in enumerate(CASES)])
+def test_results_by_rule_are_those_of_pytorch(operation: Any, given: tuple[Any, ...]) -> None:
+    assert operation.overloadpacket in RULES
+    ours, theirs = facts(result(operation, given, {})), facts(operation(*given))
+    assert ours[0] == theirs[0]
+    assert [one[1:2] for one in ours[1:]] == [one[1:2] for one in theirs[1:]]  # a norm's moments are small
+
+
+@pytest.mark.parametrize("bounds", [(5,), (2, 7), (1, 8, 3), (0.5, 3.0, 0.7)])
+def test_counting_by_rule(bounds: tuple[float, ...]) -> None:
+    operation = {1: aten.arange.default, 2: aten.arange.start, 3: aten.arange.start_step}[len(bounds)]
+    for dtype in (None, torch.float32):
+        given = {"device": torch.device("meta")} | ({} if dtype is None else {"dtype": dtype})
+        assert facts(result(operation, bounds, given)) == facts(operation(*bounds, **given))
+
+
+def test_a_video_does_without_pytorchs_compiler() -> None:
+    code = (
+        "import sys, sample; code = sample.main(['--image', 'examples/red_ball.png', '--dry-run']); "
+        "sys.exit(code or 3 * ('torch._dynamo' in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from i2v.hashes import sha256
 from i2v.models.unet import UNetConfig
-from i2v.parts import CONFIGS, KINDS, sha256
+from i2v.parts import CONFIGS, KINDS
 from weights_convert import files, own_format, write_diffusers
 from weights_convert.contents import Content, accounted, look
 from weights_convert.detect import files_of, named

@@ -21,7 +21,7 @@ from typing import Any
 
 from i2v import config, load
 from i2v.config import ConfigError, flag
-from i2v.parts import sha256
+from i2v.hashes import sha256
 from i2v.training import clip, vae
 from i2v.training.settings import FREE, Training
 

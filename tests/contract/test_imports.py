@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights_convert": {"torch", "numpy", "safetensors", "weights_convert", "i2v.models"},
     # It writes our own format, which i2v.parts reads: the metadata hold configs and the noise schedule.
     "weights_convert.own_format": {"torch", "weights_convert", "i2v.models", "i2v.parts", "i2v.diffusion.schedule"},
-    "weights_convert.convert_file": {"torch", "tqdm", "weights_convert", "i2v.models", "i2v.parts"},
+    "weights_convert.convert_file": {"torch", "tqdm", "weights_convert", "i2v.models", "i2v.parts", "i2v.hashes"},
     "eval": ANYTHING,
     "train": ANYTHING,
     "sample": ANYTHING,

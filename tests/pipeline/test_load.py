@@ -15,9 +15,9 @@ from torch import nn
 from i2v import presets
 from i2v.config import ConfigError
 from i2v.diffusion.schedule import Schedule
+from i2v.hashes import sha256
 from i2v.load import dtype_of, headers, load, save_part
 from i2v.models.vae import SD_VAE, SDXL_VAE
-from i2v.parts import sha256
 from weights_convert import files
 from weights_convert.detect import files_of
 
