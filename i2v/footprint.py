@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -104,7 +105,7 @@ def result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an operation returns on the meta device.
 
     For the usual operations PyTorch's kernels there are written in Python: they take up to a millisecond each, and the
-    first one imports its compiler, which takes more than a second of every video. So their results are made by rule.
+    first ones import its compiler and sympy, which takes two seconds of every video. So their results are made by rule.
     """
     rule = RULES.get(func.overloadpacket)
     tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
@@ -117,18 +118,30 @@ def like_first(x: Tensor, *others: Any, **kwargs: Any) -> Tensor | None:
     """Of an elementwise operation."""
     tensors = [other for other in others if isinstance(other, Tensor)]
     other = others[0] if others and isinstance(others[0], (Tensor, int, float)) else x
-    dtype, shape = torch.result_type(x, other), torch.broadcast_shapes(x.shape, *(t.shape for t in tensors))
+    dtype, shape = torch.result_type(x, other), np.broadcast_shapes(x.shape, *(t.shape for t in tensors))
     if not dtype.is_floating_point:  # which may become fractions
         return None
-    return torch.empty_like(x, dtype=dtype) if shape == x.shape else x.new_empty(shape, dtype=dtype)
+    return like(x, dtype) if shape == x.shape else x.new_empty(shape, dtype=dtype)
+
+
+def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """torch.empty_like, whose kernel here is one of those, too."""
+    dense = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)) == x.numel()
+    strides = x.stride() if dense else torch.empty(x.shape, device="meta").stride()
+    return torch.empty_strided(x.shape, strides, dtype=dtype or x.dtype, device="meta")
+
+
+def in_order_of(tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Channels last where they all are."""
+    last = len(shape) == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors)
+    order = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=tensors[0].dtype, device="meta", memory_format=order)
 
 
 def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    first, shape = tensors[0], list(tensors[0].shape)
+    shape = list(tensors[0].shape)
     shape[dim] = sum(x.shape[dim] for x in tensors)
-    last = first.ndim == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors)
-    return torch.empty(shape, dtype=first.dtype, device="meta",
-                       memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
+    return in_order_of(tensors, shape)
 
 
 def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -143,12 +156,36 @@ def counted(*bounds: float, dtype: torch.dtype | None = None, **kwargs: Any) -> 
 
 def layer_normed(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
     rows = x.shape[: x.ndim - len(shape)]
-    return torch.empty_like(x), x.new_empty(rows), x.new_empty(rows)
+    return like(x), x.new_empty(rows), x.new_empty(rows)
 
 
 def group_normed(x: Tensor, weight: Any, bias: Any, n: int, c: int, size: int, groups: int, *_: Any
                  ) -> tuple[Tensor, ...]:  # fmt: skip
-    return torch.empty_like(x), x.new_empty(n, groups), x.new_empty(n, groups)
+    return like(x), x.new_empty(n, groups), x.new_empty(n, groups)
+
+
+def convolved(
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *_: Any
+) -> Tensor | None:
+    if transposed:
+        return None
+    places = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    sizes = [(n + 2 * around - apart * (side - 1) - 1) // step + 1 for n, side, step, around, apart in places]
+    return x.new_empty(len(x), len(weight), *sizes)
+
+
+def repeated(x: Tensor, times: Sequence[int]) -> Tensor:
+    shape = (1,) * (len(times) - x.ndim) + x.shape
+    return x.new_empty([n * many for n, many in zip(shape, times, strict=True)])
+
+
+def enlarged(x: Tensor, size: Sequence[int] | None, *_: Any) -> Tensor | None:
+    return None if size is None else in_order_of([x], [*x.shape[:2], *size])
+
+
+def reshuffled(x: Tensor, channels: float, size: float) -> Tensor:
+    n, c, h, w = x.shape
+    return x.new_empty(n, round(c * channels), round(h * size), round(w * size))
 
 
 RULES: dict[Any, Callable[..., Any]] = {
@@ -156,10 +193,16 @@ RULES: dict[Any, Callable[..., Any]] = {
                      aten.cos, aten.rsqrt, aten.sigmoid, aten.silu, aten.gelu), like_first),
     **dict.fromkeys((aten.add_, aten.mul_, aten.div_, aten.silu_), lambda x, *_, **__: x),
     aten.addmm: lambda bias, a, b: a.new_empty(a.shape[0], b.shape[1]),
+    aten.pixel_shuffle: lambda x, patch: reshuffled(x, 1 / patch**2, patch),
+    aten.pixel_unshuffle: lambda x, patch: reshuffled(x, patch**2, 1 / patch),
+    aten.mm: lambda a, b: a.new_empty(a.shape[0], b.shape[1]),
+    aten.convolution: convolved,
     aten.native_layer_norm: layer_normed,
     aten.native_group_norm: group_normed,
     aten.cat: joined,
     aten.stack: stacked,
+    aten.upsample_nearest2d: enlarged,
+    aten.repeat: repeated,
     aten.arange: counted,
 }  # fmt: skip
 

@@ -71,6 +71,13 @@ CASES: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.cat.default, ([X, X, HALF.float()], 1)), (aten.cat.default, ([LAST, LAST], 1)), (aten.cat.default, ([X, X],)),
     (aten.cat.default, ([meta(2, 3), meta(2, 5)], -1)), (aten.stack.default, ([X, X], 2)),
     (aten.stack.default, ([X, X, X], -1)), (aten.add.Tensor, (torch.arange(3, device="meta"), 0.5)),
+    (aten.mm.default, (meta(5, 3), meta(3, 7))), (aten.repeat.default, (meta(2, 3), [2, 1, 4])),
+    (aten.convolution.default, (X, meta(5, 32, 3, 3), None, [2, 2], [1, 1], [1, 1], False, [0, 0], 1)),
+    (aten.convolution.default, (X, meta(5, 16, 3, 2), meta(5), [2, 1], [0, 3], [1, 2], False, [0, 0], 2)),
+    (aten.convolution.default, (X, meta(32, 5, 3, 3), None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1)),
+    (aten.upsample_nearest2d.default, (X, [12, 11])), (aten.upsample_nearest2d.default, (LAST, [12, 12], 2.0, 2.0)),
+    (aten.upsample_nearest2d.vec, (X, None, [2.0, 2.0])), (aten.pixel_shuffle.default, (X, 2)),
+    (aten.pixel_unshuffle.default, (X, 3)), (aten.pixel_unshuffle.default, (X, 1)),
     (aten.div.Tensor, (torch.arange(3, device="meta"), 2)), (aten.sin.default, (torch.arange(3, device="meta"),)),
 ]  # fmt: skip
 
@@ -99,6 +106,6 @@ def test_counting_by_rule(bounds: tuple[float, ...]) -> None:
 def test_a_video_does_without_pytorchs_compiler() -> None:
     code = (
         "import sys, sample; code = sample.main(['--image', 'examples/red_ball.png', '--dry-run']); "
-        "sys.exit(code or 3 * ('torch._dynamo' in sys.modules))"
+        "sys.exit(code or 3 * ('torch._dynamo' in sys.modules or 'sympy' in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from i2v.models.conditioning import Conditioning
 from i2v.models.layers import Attention, CastLinear, TransformerBlock, attend
@@ -21,16 +19,11 @@ class FirstFrameAttention(nn.Module):
 
     def __init__(self, base: Attention):
         super().__init__()
-        weight = base.to_q.weight
-        dim = weight.shape[0]
+        weight = base.to_q.weight.detach()
         self.heads = base.heads
         self.scale = 1.0
-        self.to_q = skip_init(CastLinear, dim, dim, bias=False, device=weight.device)
-        self.to_out = skip_init(CastLinear, dim, dim, device=weight.device)
-        with torch.no_grad():
-            self.to_q.weight.copy_(weight)
-            self.to_out.weight.zero_()
-            self.to_out.bias.zero_()
+        self.to_q = CastLinear.of(weight)
+        self.to_out = CastLinear.of(weight.new_zeros(weight.shape), weight.new_zeros(len(weight)))
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, cond: Conditioning) -> Tensor:
         """Q' = X W_Q' attends to K and V of the anchor frame, for every frame. Implements Eq. (5).

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from i2v.models.conditioning import KeysValues
 from i2v.models.layers import Attention, CastLinear, Linear, TransformerBlock, attend
@@ -117,14 +116,8 @@ class ImageCrossAttention(nn.Module):
 
     def __init__(self, base: Attention, scale: float = 1.0):
         super().__init__()
-        weight = base.to_k.weight
-        out_dim, in_dim = weight.shape
         self.heads, self.scale = base.heads, scale
-        self.to_k_ip = skip_init(CastLinear, in_dim, out_dim, bias=False, device=weight.device)
-        self.to_v_ip = skip_init(CastLinear, in_dim, out_dim, bias=False, device=weight.device)
-        with torch.no_grad():
-            self.to_k_ip.weight.copy_(base.to_k.weight)
-            self.to_v_ip.weight.copy_(base.to_v.weight)
+        self.to_k_ip, self.to_v_ip = CastLinear.of(base.to_k.weight), CastLinear.of(base.to_v.weight)
 
     def kv(self, image_tokens: Tensor) -> KeysValues:
         """(R, M, C) -> keys and values (R, M, C')."""

@@ -78,6 +78,15 @@ class Linear(nn.Linear):
 class CastLinear(Linear):
     """A linear layer that is kept in float32 for training and computes in the dtype of its input."""
 
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> CastLinear:
+        """That begins with copies of these, on their device; no random number is drawn for it."""
+        new = cls(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        new.weight = nn.Parameter(weight.detach().to(torch.float32, copy=True))
+        if bias is not None:
+            new.bias = nn.Parameter(bias.detach().to(torch.float32, copy=True))
+        return new
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
