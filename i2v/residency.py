@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from i2v.free_memory import give_back_freed_memory
 from weights_convert.mapped import release
 
 R = TypeVar("R")
@@ -44,7 +43,6 @@ class Residency:
     def load(self, stage: str) -> None:
         """Unless it is here already."""
         if stage not in self.here:
-            give_back_freed_memory()  # of the stage before
             for part in self.stages[stage]:
                 self.fill(part)
             self.here.add(stage)
