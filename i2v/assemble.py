@@ -82,6 +82,7 @@ class Plan:
     unsure: list[str] = field(default_factory=list)  # why a file that may be the missing one was not taken
     problems: list[str] = field(default_factory=list)
     loras: list[tuple[str, Path, float]] = field(default_factory=list)  # flag, file, scale
+    layers: list[int] = field(default_factory=list)  # how many each of them changes
     tokenizer: Path | None = None  # None: CLIP's own, which comes with the package
     wanted: tuple[str, ...] = PARTS  # the parts that it has to have; others are left alone
 
@@ -132,6 +133,14 @@ class Plan:
         """Of files of our own, one per part."""
         return self.files.weights or self.preset.folder
 
+    def told_loras(self) -> list[str]:
+        """A line for each LoRA; those that do not fit change nothing and are among the problems."""
+        counts = [*self.layers, *[0] * (len(self.loras) - len(self.layers))]
+        return [
+            f"{path}: {count} layers changed, scale {scale:g}"
+            for (_, path, scale), count in zip(self.loras, counts, strict=True)
+        ]
+
     def report(self) -> str:
         """What was found, what is missing and what fits, for people."""
         rows = [("part", "tensors", "parameters", "recognised as", "file")]
@@ -144,7 +153,7 @@ class Plan:
         lines += [
             "  " + "  ".join([*(cell.ljust(w) for cell, w in zip(row, wide)), row[4]]) for row in rows if self.parts
         ]
-        lines += [f"  {flag_of(name)} {path}, scale {scale:g}" for name, path, scale in self.loras]
+        lines += [f"  {flag_of(name)} {told}" for (name, *_), told in zip(self.loras, self.told_loras())]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"missing: {one}" for one in self.missing]
         lines += [f"problem: {problem}" for problem in self.problems]
@@ -323,8 +332,9 @@ def _compare(made: Plan) -> None:
         except ConversionError as error:
             made.problems.append(_short(error))
     for name, path, _ in made.loras:
+        made.layers.append(0)
         try:
-            check_lora(built.changed_by(name), path)
+            made.layers[-1] = sum(map(len, check_lora(built.changed_by(name), path).parts.values()))
         except (ValueError, OSError) as error:
             made.problems.append(f"{flag_of(name)} {_short(error)}")
 

@@ -103,7 +103,7 @@ def one(images: Sequence[str], request: Request, output: Path | None, name: str 
 def by_seed(todo: Sequence[Job], count: int) -> list[Job]:
     """Every job with `count` seeds, from its own on, into a folder under its picture's name and seed.
 
-    Raises ConfigError for a count below 2 and for a job that gives one file for all of them.
+    Raises ConfigError for a count below 2, for a job that gives one file for all of them, and for one of 2 or 3 frames.
     """
     if count < 2:
         raise ConfigError(f"--best-of {count}: expected 2 or more videos to choose from")
@@ -111,6 +111,9 @@ def by_seed(todo: Sequence[Job], count: int) -> list[Job]:
     for job in todo:
         if job.output is not None and job.output.suffix.lower() in ENDINGS:
             raise ConfigError(f"--output {job.output}: --best-of {count} makes several videos; give a folder for them")
+        if job.request.num_frames in (2, 3):
+            frames = job.request.num_frames
+            raise ConfigError(f"--num-frames {frames}: --best-of looks for faults over 4 frames at least")
         place = replace(job, output=None, folder=job.output or job.folder)
         seeds = range(job.request.seed, job.request.seed + count)
         out += [replace(place, name=f"{job.name}, seed {s}", request=replace(job.request, seed=s)) for s in seeds]

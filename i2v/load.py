@@ -101,7 +101,8 @@ def build(
     number = pick_dtype(dtype, place, plan.parameters)
     built = networks({name: part.config for name, part in plan.parts.items()})
     changes = Changes(plan.files.lora_ignore_alpha)
-    layers = [changes.add(check(built.changed_by(name), path), scale) for name, path, scale in plan.loras]
+    for name, path, scale in plan.loras:
+        changes.add(check(built.changed_by(name), path), scale)
     residency = resident(plan, built, place, number, memory, changes)
     if memory.freed == "level" and place.type == "cpu":
         trim_after_levels(built.unet)
@@ -129,7 +130,7 @@ def build(
         max_frames=plan.parts["motion"].config.max_frames,
         device=place,
         dtype=number,
-        weights=Facts(plan, layers),
+        weights=Facts(plan),
         files={name: value for name, value in config.to_dict(plan.files).items() if value and name != "preset"},
         decode_chunk=memory.decode_chunk,
         decode_tile=memory.tile,
@@ -197,13 +198,9 @@ def is_int8(part: str, key: str, tensor: Tensor) -> bool:
 
 
 class Facts(Mapping[str, dict[str, Any]]):
-    """`facts_of` a plan, found aside while the first video is made: to hash gigabytes takes seconds, the first time.
+    """`facts_of` a plan, found aside while the first video is made: to hash gigabytes takes seconds, the first time."""
 
-    layers: how many each LoRA changes.
-    """
-
-    def __init__(self, plan: Plan, layers: Sequence[int]):
-        self.layers = layers
+    def __init__(self, plan: Plan):
         self.found: Future[dict[str, dict[str, Any]]] = Future()
         Thread(target=self._find, args=(plan,), daemon=True).start()
 
@@ -213,33 +210,27 @@ class Facts(Mapping[str, dict[str, Any]]):
         except (OSError, ValueError) as error:
             self.found.set_exception(error)  # raised where the facts are asked for
 
-    def _all(self) -> dict[str, dict[str, Any]]:
-        facts = self.found.result()
-        loras = [fact for fact in facts.values() if "scale" in fact]
-        for fact, count in zip(loras, self.layers, strict=True):
-            fact["layers"] = count
-        return facts
-
     def __getitem__(self, name: str) -> dict[str, Any]:
-        return self._all()[name]
+        return self.found.result()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return iter(self.found.result())
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len(self.found.result())
 
 
 def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Name and sha256 of every file that the plan uses, the scales of LoRA, and where weights are held as int8: what is
-    recorded with a video."""
+    """Name and sha256 of every file that the plan uses, the scales of LoRA and how many layers they change, and where
+    weights are held as int8: what is recorded with a video."""
     facts: dict[str, dict[str, Any]] = {}
     for name, part in plan.parts.items():
         facts[name] = {"file": part.source.path.name, "sha256": part.source.sha256}
         if plan.files.int8 and any(is_int8(name, key, tensor) for key, tensor in part.tensors.items()):
             facts[name]["int8"] = True
-    for number, (name, path, scale) in enumerate(plan.loras, 1):
-        facts[f"{name} {number}"] = {"file": path.name, "sha256": known_sha256(path), "scale": scale}
+    for number, ((name, path, scale), count) in enumerate(zip(plan.loras, plan.layers, strict=True), 1):
+        made = {"file": path.name, "sha256": known_sha256(path), "scale": scale, "layers": count}
+        facts[f"{name} {number}"] = made
     return facts
 
 

@@ -78,14 +78,13 @@ class Changes:
         self.of_layer: dict[tuple[str, str], list[tuple[LoRAPair, float, bool]]] = {}
         self.files: dict[tuple[str, str], str] = {}  # of a layer's last change
 
-    def add(self, file: LoRAFile, scale: float) -> int:
-        """One more file, found by `check` to fit; returns how many layers it changes."""
+    def add(self, file: LoRAFile, scale: float) -> None:
+        """One more file, found by `check` to fit."""
         for part, pairs in file.parts.items():
             for path, pair in pairs.items():
                 layer = "unet" if part == "motion" else part, path
                 self.of_layer.setdefault(layer, []).append((pair, scale, self.ignore_alpha))
                 self.files[layer] = file.file
-        return sum(map(len, file.parts.values()))
 
     def made(self, network: str, key: str, tensor: Tensor) -> Tensor:
         """The tensor of that name in a network ("unet", "text_encoder", ...) with its changes, in the same number

@@ -309,10 +309,8 @@ class Fitting:
         if self.pipe is None:
             keep_freed_memory(self.plans[0].freed != "at once")
             self.pipe = load.build(self.plan, self.device, self.dtype, progress=True, memory=self.plans[0])
-            for fact in self.pipe.weights.values() if self.plan.loras else ():
-                if "layers" not in fact:
-                    continue
-                self.say(f"LoRA {fact['file']}: {fact['layers']} layers changed, scale {fact['scale']:g}")
+            for told in self.plan.told_loras():
+                self.say(f"LoRA {told}")
         return self.pipe
 
     def run(self, request: Request, work: Callable[[I2VPipeline], T]) -> T:

@@ -153,7 +153,7 @@ def _head(item: Item) -> bytes:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise BadClip("unreadable", f"cannot be read ({error.strerror})") from error
+        raise BadClip("unreadable", f"cannot be read ({error.strerror}); touch it once it can") from error
     if not head:
         raise BadClip("empty", "the file has no bytes")
     if not any(head):

@@ -167,6 +167,8 @@ def test_recorded_and_made_again_or_told_what_is_gone(run: Run, sets: Path, tmp_
     code, out, _ = run(*sd15(sets, "--image", "cat.png", *QUICK, "--lora", f"{style}:0.5", "--motion-lora",
                              f"{sets}/pan.ckpt", "--vae", f"{sets}/vae.bin"))  # fmt: skip
     assert code == 0 and out.count("1 layers changed") == 2
+    code, out, _ = run(*sd15(sets, "--check", "--lora", f"{style}:0.5", "--motion-lora", f"{sets}/pan.ckpt"))
+    assert f"--lora {style}: 1 layers changed, scale 0.5" in out and f"{sets}/pan.ckpt: 1 layers changed" in out
     recorded = read_settings(Path("out.mp4"))
     given = {"models": str(sets / "i2v-sd15"), "vae": f"{sets}/vae.bin", "lora": [f"{style}:0.5"]}
     assert recorded["files"] == given | {"motion_lora": [f"{sets}/pan.ckpt"]}

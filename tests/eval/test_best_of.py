@@ -76,6 +76,8 @@ def test_jobs_by_seed() -> None:
     assert all(job.output is None for job in made) and made[1].name == "a.png, seed 6"
     with pytest.raises(ValueError, match="--output a.mp4: --best-of 2 makes several videos; give a folder"):
         by_seed(listed(["a.png"], None, Request(), Path("a.mp4"))[0], 2)
+    with pytest.raises(ValueError, match="--num-frames 3: --best-of looks for faults over 4 frames at least"):
+        by_seed(listed(["a.png"], None, Request(num_frames=3), None)[0], 2)
     with pytest.raises(ValueError, match="--best-of 0: expected 2 or more"):
         by_seed(todo, 0)
 
