@@ -6,6 +6,7 @@ its own model: a change of a network changes the prediction with it.
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,7 @@ def result(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     For the usual operations PyTorch's kernels there are written in Python: they take up to a millisecond each, and the
     first ones import its compiler and sympy, which takes two seconds of every video. So their results are made by rule.
     """
-    rule = RULES.get(func.overloadpacket)
+    rule = RULES.get(func.overloadpacket) if func._overloadname in OVERLOADS else None
     tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
     plain = all(type(x) in (Tensor, torch.nn.Parameter) and x.is_meta for x in tensors)  # not fake, not int8
     found = rule(*args, **kwargs) if rule is not None and plain else None
@@ -132,10 +133,11 @@ def like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def in_order_of(tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Channels last where they all are."""
+    """Channels last where they all are; in the number format that holds them all."""
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in tensors])
     last = len(shape) == 4 and all(x.is_contiguous(memory_format=torch.channels_last) for x in tensors)
     order = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=tensors[0].dtype, device="meta", memory_format=order)
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=order)
 
 
 def joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -148,10 +150,14 @@ def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return joined([x.unsqueeze(dim) for x in tensors], dim)
 
 
-def counted(*bounds: float, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor | None:
+def counted(
+    *bounds: float, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: Any
+) -> Tensor | None:
     """Of torch.arange."""
+    if dtype is None or device is None or torch.device(device).type != "meta":
+        return None
     start, end, step = {1: (0, *bounds, 1), 2: (*bounds, 1), 3: bounds}[len(bounds)]
-    return None if dtype is None else torch.empty(math.ceil((end - start) / step), dtype=dtype, device="meta")
+    return torch.empty(math.ceil((end - start) / step), dtype=dtype, device="meta")
 
 
 def layer_normed(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
@@ -188,11 +194,12 @@ def reshuffled(x: Tensor, channels: float, size: float) -> Tensor:
     return x.new_empty(n, round(c * channels), round(h * size), round(w * size))
 
 
+OVERLOADS = ("default", "Tensor", "Scalar", "vec", "start", "start_step")  # not those with `out`
 RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.addcmul, aten.clamp, aten.exp, aten.sin,
                      aten.cos, aten.rsqrt, aten.sigmoid, aten.silu, aten.gelu), like_first),
     **dict.fromkeys((aten.add_, aten.mul_, aten.div_, aten.silu_), lambda x, *_, **__: x),
-    aten.addmm: lambda bias, a, b: a.new_empty(a.shape[0], b.shape[1]),
+    aten.addmm: lambda bias, a, b, **_: a.new_empty(a.shape[0], b.shape[1]),
     aten.pixel_shuffle: lambda x, patch: reshuffled(x, 1 / patch**2, patch),
     aten.pixel_unshuffle: lambda x, patch: reshuffled(x, patch**2, 1 / patch),
     aten.mm: lambda a, b: a.new_empty(a.shape[0], b.shape[1]),

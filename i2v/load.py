@@ -157,7 +157,10 @@ def resident(
 
     def read(name: str) -> None:
         part = plan.parts[name]
-        fill(built, name, part, dtype_of(name, part.config, number), ready)
+        dtype = dtype_of(name, part.config, number)
+        if all(tensor.dtype == dtype for tensor in part.tensors.values() if tensor.is_floating_point()):
+            give_back_freed_memory()  # of the stage before: what stays mapped makes no use of it
+        fill(built, name, part, dtype, ready)
 
     def empty(name: str) -> None:
         wanted = built.shapes(name)

@@ -16,7 +16,7 @@ from i2v.assemble import Plan
 from i2v.device import pick_device, pick_dtype
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.footprint import GROWTH, RETAINED, Footprint, footprint
-from i2v.free_memory import free_bytes, is_out_of_memory, keep_freed_memory, used_bytes
+from i2v.free_memory import free_bytes, give_back_freed_memory, is_out_of_memory, keep_freed_memory, used_bytes
 from i2v.memory_plans import FULL, IN_UNET, LEAN, PLANS, MemoryPlan, stages_of
 from i2v.models.int8 import Int8Weight, quantised
 from i2v.models.unet import DeepFeatures
@@ -303,6 +303,7 @@ class Fitting:
     def next(self) -> None:
         """On to the next plan; the model is let go of."""
         self.plans, self.pipe = self.plans[1:], None
+        give_back_freed_memory()
 
     def model(self) -> I2VPipeline:
         """Built under the plan that heads the list."""

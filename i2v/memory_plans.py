@@ -26,7 +26,8 @@ class MemoryPlan:
 
     keep: stages whose parts stay in memory; those of others are read when they are needed. streamed: the UNet's levels
     too. decode_chunk: frames that the VAE decodes at once. tile: pixels of the VAE's tiles, 0: whole frames.
-    freed: when freed memory goes back to the system: after a stage, a level of the UNet, or at once, which takes time.
+    freed: when freed memory goes back to the system: not before the end, after a level of the UNet, or at once, which
+    takes time.
     cpu_budget, gpu_budget: bytes of its input that a block of the UNet works on at once, 0: all.
     """
 
@@ -37,7 +38,7 @@ class MemoryPlan:
     decode_chunk: int = 1
     tile: int = 0
     streamed: bool = False
-    freed: Literal["stage", "level", "at once"] = "stage"
+    freed: Literal["at the end", "level", "at once"] = "at the end"
     cpu_budget: int = 8 * MB
     gpu_budget: int = 64 * MB
 

@@ -107,18 +107,24 @@ def attend_in_float32(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Variance and mean of each group of channels of (N, C, ...), (N, groups) float32.
 
-    For pictures or clips whose channels are last in memory: sums over all else, channel by channel, are quick. The mean
-    is taken off before squares are added up, a few lines at once, which stay in the cache.
+    For pictures or clips whose channels are last in memory: sums over all else, channel by channel, are quick. Numbers
+    and their squares are added up in one go, a few lines at once, which stay in the cache, and less the mean of the
+    first line (or frame) of n: the square that is taken off in the end is at most n variances, so little is lost.
     """
 
     def of_groups(per_channel: Tensor) -> Tensor:
         return per_channel.unflatten(1, (groups, -1)).mean(2)
 
-    others = tuple(range(2, x.ndim))
-    mean = of_groups(x.mean(others, dtype=torch.float32))
-    middle = spread(mean, x)
-    squares = [(some - middle).square_().sum(others) for some in x.split(lines(x), 2)]
-    return of_groups(torch.stack(squares).sum(0) / x[0, 0].numel()), mean
+    others, pixels = tuple(range(2, x.ndim)), x[0, 0].numel()
+    near = of_groups(x[:, :, :1].mean(others, dtype=torch.float32))
+    middle = spread(near, x)
+    sums, squares = [], []
+    for some in x.split(lines(x), 2):
+        apart = some - middle
+        sums.append(apart.sum(others))
+        squares.append(apart.square_().sum(others))
+    mean, square = (of_groups(torch.stack(found).sum(0) / pixels) for found in (sums, squares))
+    return (square - mean.square()).clamp(min=0), mean + near
 
 
 def lines(x: Tensor) -> int:
@@ -144,12 +150,9 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
         if float((mean * inverse).abs().max()) < FAR:
             return out
     variance, mean = moments(x, groups)
-    middle, scale = spread(mean, x), spread(torch.rsqrt(variance + eps), x)
     own = [p.float().reshape(-1, *[1] * (x.ndim - 2)) for p in (weight, bias)]
-    scale, out = scale * own[0], torch.empty_like(x)
-    for some, into in zip(x.split(lines(x), 2), out.split(lines(x), 2)):
-        into.copy_((some - middle).mul_(scale).add_(own[1]))
-    return out
+    scale = spread(torch.rsqrt(variance + eps), x) * own[0]
+    return torch.addcmul(own[1] - spread(mean, x) * scale, x, scale).to(x.dtype)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
