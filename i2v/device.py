@@ -140,3 +140,10 @@ def finite(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
         instead = "lower --guidance-scale and the scales of LoRAs" if dtype == torch.float32 else "use --dtype float32"
         raise Overflow(f"{what} are not finite any more, a number became too large for {name}; {instead}")
     return x
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; CUDA goes on with its work meanwhile."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -131,12 +131,11 @@ class Schedule:
         return leading
 
     def _look_up(self, row: int, t: int | Tensor) -> Tensor:
-        table = _tables(self)[row]
         if not isinstance(t, Tensor):
             if t >= self.num_train_timesteps:
                 raise ValueError(f"timestep {t}: expected at most {self.num_train_timesteps - 1}")
-            return table[max(t, -1) + 1].clone()
-        return table.to(t.device)[t.long().clamp(min=-1) + 1]
+            return _tables(self)[row, max(t, -1) + 1].clone()
+        return _tables_on(self, t.device)[row][t.long().clamp(min=-1) + 1]
 
     def _shares(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """(alpha_t, sigma_t) on x's device, with trailing axes of length 1 so that they multiply x."""
@@ -162,6 +161,12 @@ def _tables(schedule: Schedule) -> Tensor:
     final = torch.ones_like(alphas_cumprod[:1]) if schedule.final_alpha_one else alphas_cumprod[:1]
     alphas_cumprod = torch.cat([final, alphas_cumprod])
     return torch.stack([alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()]).float()
+
+
+@lru_cache(maxsize=64)
+def _tables_on(schedule: Schedule, device: torch.device) -> Tensor:
+    """Kept there: a copy at every step would wait for what a GPU has to do."""
+    return _tables(schedule).to(device)
 
 
 ANIMATEDIFF_SD15 = Schedule(kind="linear", beta_start=0.00085, beta_end=0.012)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2v.models.conditioning import ContextKV
+from i2v.models.layers import scaled
 from i2v.models.unet import SD15, SDXL, Encoder, UNet, UNetConfig, skip_channels
 
 PIXEL_CHANNELS = 3  # of control pictures, which are RGB even where they are grey
@@ -116,7 +117,7 @@ class ControlNet(Encoder):
         clips = len(latents) // len(hint)
         skips, middle = self.down(self.conv_first(latents) + hint.repeat(clips, 1, 1, 1), cond)
         out = [conv(state) for conv, state in zip(self.controlnet_down_blocks, skips)]
-        return [scale * residual for residual in (*out, self.controlnet_mid_block(middle))]
+        return [scaled(residual, scale) for residual in (*out, self.controlnet_mid_block(middle))]
 
 
 def controlnet_from(unet: UNet, hint_channels: tuple[int, ...] = ControlNetConfig.hint_channels) -> ControlNet:

@@ -32,7 +32,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weight = ctx.saved_tensors[0].to(grad.dtype).t()
-        grad = cpu.linear(grad, weight) if cpu.applies(grad) else F.linear(grad, weight)
+        grad = cpu.linear(grad, weight) if cpu.applies(grad) else F.linear(grad.contiguous(), weight)  # as forwards
         return grad.to(ctx.dtype), None, None
 
 

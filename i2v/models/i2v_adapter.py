@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from i2v.models.conditioning import Conditioning
-from i2v.models.layers import Attention, CastLinear, TransformerBlock, attend
+from i2v.models.layers import Attention, CastLinear, TransformerBlock, attend, scaled
 from i2v.models.unet import UNet
 
 
@@ -31,7 +31,7 @@ class FirstFrameAttention(nn.Module):
         x, k, v (B*F, L, C): normed input, keys and values of the frozen self-attention -> (B*F, L, C), after W_O'.
         """
         k, v = cond.of_anchor(self, k, v)
-        return self.scale * self.to_out(attend(self.to_q(x), k, v, self.heads))
+        return scaled(self.to_out(attend(self.to_q(x), k, v, self.heads)), self.scale)
 
 
 def add_i2v_adapter(unet: UNet) -> dict[str, FirstFrameAttention]:

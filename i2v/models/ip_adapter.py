@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from i2v.models.conditioning import KeysValues
-from i2v.models.layers import Attention, CastLinear, Linear, TransformerBlock, attend
+from i2v.models.layers import Attention, CastLinear, Linear, TransformerBlock, attend, scaled
 from i2v.models.unet import UNet
 
 
@@ -125,7 +125,7 @@ class ImageCrossAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, L, C') of the text cross-attention; k, v (R, M, C') from `kv` -> (N, L, C')."""
-        return self.scale * attend(q, k, v, self.heads)
+        return scaled(attend(q, k, v, self.heads), self.scale)
 
 
 def add_ip_adapter(unet: UNet, scale: float = 1.0) -> dict[str, ImageCrossAttention]:

@@ -6,6 +6,7 @@ Letters in shapes: B clips, F frames, N = B*F, L tokens (of a picture or of a te
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,14 @@ from i2v.models import cpu, frozen
 from i2v.models.chunks import by_rows, empty_rows, rows_at_once
 from i2v.models.conditioning import Conditioning, KeysValues, per_condition, per_frame
 
+FEW_KEYS = 1024
 MOST_ROWS = 65_535  # of one call on CUDA, whose kernels count them along a side of their grid
+
+
+def wants_rows(q: Tensor, k: Tensor) -> bool:
+    """Whether few keys are better repeated for each frame: in its backward pass CUDA's flash attention works side by
+    side on blocks of keys, heads and rows alone, so that a clip's text leaves most of the device idle."""
+    return q.is_cuda and torch.is_grad_enabled() and q.requires_grad and k.shape[1] < FEW_KEYS
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -32,6 +40,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
             return cpu.attend(q, k, v, heads).view(q.shape)
         if q.dtype == torch.bfloat16 and not (cpu.AMX and queries > 8):  # AMX is slower for a short clip's few frames
             return cpu.attend_in_float32(q, k, v, heads).view(q.shape)
+    if rows < n and wants_rows(q, k):
+        k, v = (x.repeat_interleave(n // rows, 0) for x in (k, v))
+        rows = n
     q = rearrange(q, "(r f) l (h d) -> r h (f l) d", r=rows, h=heads)
     k, v = (rearrange(x, "r m (h d) -> r h m d", h=heads) for x in (k, v))
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not cpu.applies(q):
@@ -44,6 +55,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     else:
         out = F.scaled_dot_product_attention(q, k, v)
     return rearrange(out, "r h (f l) d -> (r f) l (h d)", f=n // rows)
+
+
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """scale * x; nothing is done where the scale is 1."""
+    return x if scale == 1 else scale * x
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -169,6 +185,21 @@ class FeedForward(nn.Module):
         return narrow(recomputed(lambda x: widen(norm(x)), x, norm, widen))
 
 
+def not_widened(x: Tensor, weight: Tensor) -> AbstractContextManager[object]:
+    """Autocast on CUDA makes input and result of every norm float32; its kernels add up in float32 anyway, so where
+    input and weight have one format, the result has it too, as on a CPU."""
+    kind, same = x.device.type, x.dtype == weight.dtype and not x.is_meta
+    return torch.autocast(kind, enabled=False) if same and torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in its input's format."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with not_widened(x, self.weight):
+            return super().forward(x)
+
+
 class TransformerBlock(nn.Module):
     """Self-attention, text cross-attention, feed-forward; (N, L, C) -> (N, L, C).
 
@@ -182,11 +213,11 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.register_module("i2v_adapter", None)
         self.register_module("ip_adapter", None)
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn1 = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.attn2 = Attention(dim, heads, context_dim)
-        self.norm3 = nn.LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
         self.ff = FeedForward(dim)
 
     def self_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
@@ -216,10 +247,14 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         order = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         if x.ndim < 4 or x.is_contiguous() or not x.is_contiguous(memory_format=order):
-            return super().forward(x)
+            return self.plain(x)
         if cpu.applies(x):
             return cpu.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        return super().forward(x.contiguous()).contiguous(memory_format=order)
+        return self.plain(x.contiguous()).contiguous(memory_format=order)
+
+    def plain(self, x: Tensor) -> Tensor:
+        with not_widened(x, self.weight):
+            return super().forward(x)
 
 
 class SpatialTransformer(nn.Module):

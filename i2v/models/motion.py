@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from i2v.models.chunks import by_rows, rows_at_once
 from i2v.models.conditioning import Conditioning
-from i2v.models.layers import Attention, FeedForward, FrameGroupNorm, Linear, ResBlock
+from i2v.models.layers import Attention, FeedForward, FrameGroupNorm, LayerNorm, Linear, ResBlock, scaled
 from i2v.models.unet import UNet
 
 
@@ -47,9 +47,9 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, dim: int, cfg: MotionConfig):
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(cfg.attentions))
+        self.norms = nn.ModuleList(LayerNorm(dim) for _ in range(cfg.attentions))
         self.attention_blocks = nn.ModuleList(Attention(dim, cfg.heads) for _ in range(cfg.attentions))
-        self.ff_norm = nn.LayerNorm(dim)
+        self.ff_norm = LayerNorm(dim)
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class MotionModule(nn.Module):
         for block in self.transformer_blocks:
             h = block(h)
         h = self.proj_out(h)
-        return self.scale * rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=width)
+        return scaled(rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=width), self.scale)
 
 
 def add_motion_modules(unet: UNet, cfg: MotionConfig) -> dict[str, nn.Module]:

@@ -16,6 +16,7 @@ from i2v import noise
 from i2v.data.cache import EncodedClips
 from i2v.data.edges import as_maps, edges_of
 from i2v.data.latents import WorldLatents
+from i2v.device import sent
 from i2v.training.networks import Clips, Networks
 from i2v.training.settings import Training
 
@@ -83,14 +84,15 @@ class Batches:
         features = None
         if self.features is not None:  # the last row stands for a dropped picture
             shown = [clip if keep >= cfg.drop_image else -1 for clip, (*_, keep) in zip(clips, picks)]
-            features = self._there(self.features[shown])
+            features = sent(self.features[shown], self.device)
         edges = None
         if self.edges is not None:
-            edges = self._there(torch.from_numpy(as_maps(self.edges[np.array(clips)[:, None], np.array(frames)])))
+            maps = as_maps(self.edges[np.array(clips)[:, None], np.array(frames)])
+            edges = sent(torch.from_numpy(maps), self.device)
         return Batch(
             latents,
-            self._there(noise.normal(cfg.seed, "train", samples, 0, tuple(latents.shape[1:]))),
-            self._there(torch.tensor([int(g * self.timesteps) for g in golden])),
+            sent(noise.normal(cfg.seed, "train", samples, 0, tuple(latents.shape[1:])), self.device),
+            sent(torch.tensor([int(g * self.timesteps) for g in golden]), self.device),
             [data.captions[clip] if keep >= cfg.drop_text else "" for clip, (_, _, keep, _) in zip(clips, picks)],
             features,
             edges,
@@ -104,18 +106,12 @@ class Batches:
     def _latents(self, clips: list[int], frames: list[list[int]], samples: range) -> Tensor:
         """(B, F, C, h, w) float32: the likeliest latents of the world's clips; of others a draw from the posterior."""
         if isinstance(self.data, EncodedClips):
-            return self._there(self.data.batch(clips, frames, samples, self.cfg.seed))
+            return sent(self.data.batch(clips, frames, samples, self.cfg.seed), self.device)
         if self.latents is None:
             chosen = self.data.latents[np.array(clips)[:, None], np.array(frames)]
             return torch.from_numpy(chosen.astype(np.float32))
-        rows, columns = self._there(torch.tensor(clips)), self._there(torch.tensor(frames))
+        rows, columns = (sent(torch.tensor(places), self.device) for places in (clips, frames))
         return self.latents[rows[:, None], columns].float()
-
-    def _there(self, tensor: Tensor) -> Tensor:
-        """On the device; CUDA goes on with its work meanwhile."""
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
 
     def of_steps(self, step: int, steps: int, rank: int = 0, ranks: int = 1) -> Generator[Batch, None, None]:
         """The batches of steps `step` ... `steps - 1`; of several processes each gets its own samples of every step.

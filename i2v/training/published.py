@@ -22,7 +22,7 @@ from i2v import load
 from i2v.assemble import PARTS, ModelFiles, Plan, plan
 from i2v.config import ConfigError
 from i2v.data.cache import EncodedText, encoded_text
-from i2v.device import DTYPES
+from i2v.device import DTYPES, sent
 from i2v.models.i2v_adapter import add_i2v_adapter
 from i2v.models.ip_adapter import IPAdapterConfig
 from i2v.networks import networks
@@ -91,7 +91,7 @@ class PublishedNetworks(Networks):
     def condition(self, captions: Sequence[str], image_features: Tensor | None) -> Conditions:
         if self.texts is None:
             raise ValueError("the captions have not been read: call read_captions before training")
-        told = {name: value.to(self.device) for name, value in self.texts(captions).items()}
+        told = {name: sent(value, self.device) for name, value in self.texts(captions).items()}
         dtype = self.unet.conv_in.weight.dtype
         pooled, size_ids = told.get("pooled"), None
         if pooled is not None:  # the picture's size, where it was cropped, the size asked for: as when sampling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -97,3 +98,40 @@ def test_views_are_multiplied_in_one_product() -> None:
     assert "aten::bmm" in products(lambda: torch.nn.functional.linear(x, layer.weight))
     assert "aten::bmm" not in products(lambda: layer(x))
     torch.testing.assert_close(layer(x), torch.nn.functional.linear(x.contiguous(), layer.weight, layer.bias))
+
+
+def test_keys_repeated_for_each_frame_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where the gradient of few keys is quicker so."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, m, 24, generator=generator) for n, m in ((6, 9), (2, 7), (2, 7)))
+    calls = []
+
+    def grads(repeated: bool) -> list[Tensor]:
+        monkeypatch.setattr(layers, "wants_rows", lambda *given: calls.append(given) or repeated)
+        given = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = layers.attend(*given, heads=3)
+        return [out, *torch.autograd.grad(out.square().sum(), given)]
+
+    for found, plain in zip(grads(True), grads(False), strict=True):
+        assert (found - plain).abs().max() < EXACT * plain.abs().max()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("norm", [layers.LayerNorm(8), layers.GroupNorm(2, 8)], ids=lambda norm: type(norm).__name__)
+def test_norms_are_not_widened_by_autocast(norm: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's autocast would; here its being on is seen. Where the weight is float32, PyTorch decides."""
+    on: list[bool] = []
+    for name in ("layer_norm", "group_norm"):
+        plain = getattr(torch.nn.functional, name)
+
+        def seen(*given: Any, plain: Callable[..., Tensor] = plain) -> Tensor:
+            on.append(torch.is_autocast_enabled("cpu"))
+            return plain(*given)
+
+        monkeypatch.setattr(torch.nn.functional, name, seen)
+    x = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        wide = norm.float()(x)
+        same = norm.bfloat16()(x)
+    assert on == [True, False] and same.dtype == torch.bfloat16
+    assert torch.allclose(wide.float(), same.float(), atol=2e-2)
