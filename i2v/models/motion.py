@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from i2v.models.chunks import by_rows, rows_at_once
 from i2v.models.conditioning import Conditioning
-from i2v.models.layers import Attention, FeedForward, FrameGroupNorm, LayerNorm, Linear, ResBlock, scaled
+from i2v.models.layers import Attention, FeedForward, Linear, ResBlock, scaled
+from i2v.models.norms import FrameGroupNorm, LayerNorm
 from i2v.models.unet import UNet
 
 

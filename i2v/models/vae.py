@@ -13,7 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from i2v.models import cpu
-from i2v.models.layers import Conv1x1, Conv3x3, GroupNorm, Linear, attend
+from i2v.models.layers import Conv1x1, Conv3x3, Linear, attend
+from i2v.models.norms import GroupNorm
 from i2v.models.tiles import in_tiles
 
 OVERLAP = 64  # pixels that neighbouring tiles share

@@ -9,7 +9,7 @@ import torch
 from miniature import CLIPS, CONFIG, FRAMES, MOTION, complete, inputs
 from torch import Tensor
 
-from i2v.models import layers
+from i2v.models import norms
 from i2v.models.chunks import by_rows, rows_at_once
 from i2v.models.unet import UNet
 
@@ -59,7 +59,7 @@ def test_a_row_of_text_per_frame() -> None:
 def test_a_norm_over_frames_cut_by_frames_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     unet, given = complete(), inputs()
     plain = run(unet, 0, given, num_frames=FRAMES)
-    monkeypatch.setattr(layers.FrameGroupNorm, "by_frames", lambda *_: ())
+    monkeypatch.setattr(norms.FrameGroupNorm, "by_frames", lambda *_: ())
     assert apart(run(unet, 1, given, num_frames=FRAMES), plain) > 1e-3
 
 

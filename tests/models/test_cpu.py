@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from miniature import CONFIG, FRAMES, complete, inputs
 from torch import Tensor, nn
 
-from i2v.models import cpu, layers
+from i2v.models import cpu, layers, norms
 from i2v.models.unet import UNet
 
 EXACT = 1e-5  # relative to the largest value, float32
@@ -175,7 +175,7 @@ def test_large_convolutions_multiply_by_their_sorted_weight_as_it_is(monkeypatch
 @torch.no_grad()
 def test_norms_of_channels_last_input_keep_their_precision():
     """Far from a mean of 0; PyTorch's own kernel for this order of memory is seen to err."""
-    norm, x = layers.GroupNorm(8, 32), 100 + draw(2, 32, 16, 16)
+    norm, x = norms.GroupNorm(8, 32), 100 + draw(2, 32, 16, 16)
     exact = F.group_norm(x.double(), 8)
     x = x.contiguous(memory_format=torch.channels_last)
     found = norm(x)
@@ -189,7 +189,7 @@ def test_norms_of_channels_last_input_keep_their_precision():
 def test_norms_in_bfloat16_round_once(mean, shape):
     """Not more than the plain twin, a little near the edge where the shorter way is left."""
     x, order = (mean + draw(*shape)).bfloat16(), torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-    norm = layers.GroupNorm(8, 32).bfloat16()
+    norm = norms.GroupNorm(8, 32).bfloat16()
     exact = F.group_norm(x.double(), 8)
     found = norm(x.contiguous(memory_format=order))
     assert found.is_contiguous(memory_format=order) and found.dtype == torch.bfloat16
@@ -202,7 +202,7 @@ def test_norms_in_bfloat16_round_once(mean, shape):
 def test_norms_over_a_clip_and_their_moments(monkeypatch, lines):
     """Clips with channels last, as folded frames are seen by norms that pool over frames; whole and a line at once."""
     monkeypatch.setattr(cpu, "NORMED", lines)
-    norm, x = layers.FrameGroupNorm(8, 32, over_frames=True), 100 + draw(6, 32, 5, 4)
+    norm, x = norms.FrameGroupNorm(8, 32, over_frames=True), 100 + draw(6, 32, 5, 4)
     norm.weight.data, norm.bias.data = draw(32, seed=1), draw(32, seed=2)
     plain, x = norm(x, 3), x.contiguous(memory_format=torch.channels_last)
     assert norm(x, 3).is_contiguous(memory_format=torch.channels_last) and apart(norm(x, 3), plain) < EXACT

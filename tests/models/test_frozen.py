@@ -10,7 +10,7 @@ import torch
 from miniature import FRAMES, complete, inputs
 from torch import Tensor
 
-from i2v.models import frozen, layers
+from i2v.models import frozen, layers, norms
 from i2v.models.unet import UNet
 
 EXACT = 1e-5  # relative to the largest value of a gradient, float32
@@ -117,7 +117,7 @@ def test_keys_repeated_for_each_frame_give_the_same(monkeypatch: pytest.MonkeyPa
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("norm", [layers.LayerNorm(8), layers.GroupNorm(2, 8)], ids=lambda norm: type(norm).__name__)
+@pytest.mark.parametrize("norm", [norms.LayerNorm(8), norms.GroupNorm(2, 8)], ids=lambda norm: type(norm).__name__)
 def test_norms_are_not_widened_by_autocast(norm: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's autocast would; here its being on is seen. Where the weight is float32, PyTorch decides."""
     on: list[bool] = []
