@@ -134,12 +134,9 @@ class Plan:
         return self.files.weights or self.preset.folder
 
     def told_loras(self) -> list[str]:
-        """A line for each LoRA; those that do not fit change nothing and are among the problems."""
-        counts = [*self.layers, *[0] * (len(self.loras) - len(self.layers))]
-        return [
-            f"{path}: {count} layers changed, scale {scale:g}"
-            for (_, path, scale), count in zip(self.loras, counts, strict=True)
-        ]
+        """A line for each LoRA, with the layers that it changes where they were compared."""
+        counts = [f"{count} layers changed, " for count in self.layers] or [""] * len(self.loras)
+        return [f"{path}: {told}scale {scale:g}" for (_, path, scale), told in zip(self.loras, counts, strict=True)]
 
     def report(self) -> str:
         """What was found, what is missing and what fits, for people."""

@@ -17,7 +17,7 @@ from i2v.models.chunks import by_rows, empty_rows, rows_at_once
 from i2v.models.conditioning import Conditioning, KeysValues, per_condition, per_frame
 from i2v.models.norms import FrameGroupNorm, GroupNorm, LayerNorm
 
-FEW_KEYS = 1024
+FEW_KEYS = 1024  # a text's and a picture's, and the first frame's at the coarser levels
 MOST_ROWS = 65_535  # of one call on CUDA, whose kernels count them along a side of their grid
 
 
@@ -31,7 +31,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention, softmax(Q K^T / sqrt(d)) V in each head. Implements Eq. (3).
 
     q (N, L, C); k, v (R, M, C) with R dividing N -> (N, L, C). N/R consecutive rows of q (the frames of a clip) share
-    one row of k and v: they are folded into the query length, so that neither keys nor values are repeated.
+    one row of k and v: they are folded into the query length, so that neither keys nor values are repeated (but for
+    `wants_rows`).
     """
     rows, n = len(k), len(q)
     if cpu.applies(q):

@@ -184,6 +184,20 @@ def test_norms_of_channels_last_input_keep_their_precision():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("off", [10, 1000])
+@pytest.mark.parametrize("lines", [slice(1), slice(0, 8), slice(None, None, 8)])
+def test_norms_of_pictures_some_of_whose_lines_are_unlike_the_rest(off, lines):
+    """The mean of some is taken off before squares are added up."""
+    norm, x = norms.GroupNorm(8, 32), draw(2, 32, 64, 16)
+    x[:, :, lines] += off
+    exact = F.group_norm(x.double(), 8)
+    assert apart(norm(x.contiguous(memory_format=torch.channels_last)).double(), exact) < EXACT
+    var, mean = cpu.moments(x.contiguous(memory_format=torch.channels_last), 8)
+    expected = torch.var_mean(x.double().unflatten(1, (8, -1)).flatten(2), 2, correction=0)
+    assert apart(var.double(), expected[0]) < EXACT and apart(mean.double(), expected[1]) < EXACT
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("mean", [0, 1, 4, 30])
 @pytest.mark.parametrize("shape", [(3, 32, 16, 16), (1, 32, 128, 128), (2, 32, 5, 8, 8)])
 def test_norms_in_bfloat16_round_once(mean, shape):
