@@ -60,6 +60,7 @@ class SampleConfig(ModelFiles, Request):
                                     "--decode-chunk-size")  # fmt: skip
     decode_tile: int | None = flag(None, "pixels of the tiles that the VAE works in, 0: none; not given: the plan's")
     guidance_in_turn: bool = flag(False, "run the two halves of guidance one after the other: less memory")
+    compile: bool = flag(False, "torch.compile for the UNet: minutes before the first step, for many videos on a GPU")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[SampleConfig, replay.Recipe | None]:
@@ -98,7 +99,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     checker = jobs.Checker(plan, cfg.overwrite, several, todo)
 
     model = memory.Fitting(plan, own_device(cfg.device, place()), cfg.dtype, cfg.memory, cfg.decode_chunk,
-                           cfg.decode_tile, cfg.guidance_in_turn, print)  # fmt: skip
+                           cfg.decode_tile, cfg.guidance_in_turn, print, cfg.compile)  # fmt: skip
     if cfg.dry_run:
         for job in todo:
             print(job.name, model.report(checker.check(job).request), sep="\n")

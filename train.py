@@ -84,6 +84,12 @@ def finite_mean(losses: list[Tensor], parts: int, step: int) -> float:
     return mean
 
 
+def finite_gradient(norm: Tensor, scaler: torch.amp.GradScaler, step: int) -> None:
+    """Raises FloatingPointError before weights that it spoilt are saved; float16's scaler leaves such a step out."""
+    if not scaler.is_enabled() and not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient is {norm.item()} at step {step - 1}; lower --lr or use --dtype float32")
+
+
 def train(cfg: Training, run: Processes) -> int:
     """One run to its end, from where it stopped; 0, or 128 + the number of the signal that stopped it."""
     device = own_device(cfg.device, run)
@@ -108,6 +114,7 @@ def train(cfg: Training, run: Processes) -> int:
         state.note_clips(clips)
         networks.read_captions(cfg.cache, [*clips.train.captions, *clips.held_out.captions])
         data, fixed = Batches(cfg, clips.train, networks), held_out(cfg, networks, clips)
+    run.agree(step=state.step, clips=clips.identity)
     networks.rest()  # encoders have made their part
     if run.first:
         config.save(cfg, cfg.out / "config.json")
@@ -148,8 +155,12 @@ def train(cfg: Training, run: Processes) -> int:
             logs, saves, validates = (step % n == 0 for n in (cfg.log_every, cfg.save_every, cfg.validate_every))
             if logs or saves or validates or step == cfg.steps or device.type == "cpu":
                 mean = finite_mean(since, len(parts), step)
+                finite_gradient(norm, scaler, step)
             state.step, state.seconds = step, state.seconds + time.monotonic() - began
             bar.update()
+            if run.first and (saves or step == cfg.steps):  # first of all: what follows may fail
+                state.save()
+                saved = step
             if logs or validates:
                 mean = float(run.mean(torch.tensor(mean, device=device)))
                 row = {"step": step, "loss": mean, "norm": norm.item(), "lr": rate}
@@ -163,9 +174,6 @@ def train(cfg: Training, run: Processes) -> int:
                 report.row(row)
                 if validates:
                     report.draw()
-            if run.first and (saves or step == cfg.steps):
-                state.save()
-                saved = step
         if state.step < cfg.steps:  # stopped, by a signal that may have reached another process alone
             with run.first_one_first():  # the others wait: where one has ended, torchrun ends the rest
                 if run.first and saved < state.step:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from i2v.models.vae import SD_VAE, VAE
 from i2v.residency import put
 from weights_convert.diffusers_configs import to_json
 
-CUT = replace(SD15, channels=SD15.channels[:2], depths=SD15.depths[:2], heads=SD15.heads[:2])  # its two finest levels
 MOTION_NAMES = {
     ".norms.0.": ".norm1.",
     ".norms.1.": ".norm2.",

@@ -28,13 +28,13 @@ from torch import Tensor
 from bench import approximations, peers, training_step, whole_set
 from i2v.free_memory import keep_freed_memory
 from i2v.models.i2v_adapter import add_i2v_adapter
-from i2v.models.unet import SD15, UNetConfig
+from i2v.models.unet import SD15
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "bench/speed.json", ROOT / "docs/speed.md"
 SETTINGS = {256: 4, 512: 16}  # side -> frames
 SETS = ROOT / "outputs/bench"  # whole models on the disk, 17 GB in float32, made where they are missing
-RUN_STEPS = 5
+RUN_STEPS = {256: {5: "", 25: "-25-steps"}, 512: {2: "-2-steps", 25: "-25-steps"}}  # of each side
 
 
 def peak() -> float:
@@ -77,10 +77,10 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def unet(config: UNetConfig, size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+def unet(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     """A guided step of ours, without and with the I2V-Adapter, and of diffusers."""
     frames = SETTINGS[size]
-    ours = peers.randomize(peers.unet(config), dtype)
+    ours = peers.randomize(peers.unet(SD15), dtype)
     theirs = peers.diffusers_step(peers.diffusers_unet(ours), peers.inputs(frames, size, dtype))
     step = peers.our_step(ours, peers.inputs(frames, size, dtype))
     slots = {name: m for name, m in ours.named_modules() if hasattr(m, "i2v_adapter")}
@@ -102,7 +102,7 @@ def unet(config: UNetConfig, size: int, dtype: torch.dtype, repeats: int) -> dic
     sides = {"diffusers": theirs, "ours": without, "with adapter": with_adapter}
     kept = {name: (lambda name=name, f=f: last.__setitem__(name, f())) for name, f in sides.items()}
     times = in_turn(kept, repeats, warm=size < 512)
-    work = {name: peers.operations(config, name != "ours", frames, size) for name in ("ours", "with adapter")}
+    work = {name: peers.operations(SD15, name != "ours", frames, size) for name in ("ours", "with adapter")}
     return {
         "seconds": times,
         "ratio": times["diffusers"] / times["ours"],
@@ -114,6 +114,25 @@ def unet(config: UNetConfig, size: int, dtype: torch.dtype, repeats: int) -> dic
         # motion modules pool a norm over frames in diffusers alone: equal outputs are a test's matter
         "difference": difference(last["ours"].float(), last["diffusers"].float()),
     }
+
+
+def compiled(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    """A guided step with the adapter, as it is and by torch.compile; seconds of the first call too."""
+    net = peers.randomize(peers.unet(SD15, adapter=True), dtype)
+    given = peers.inputs(SETTINGS[size], size, dtype)
+    # of two networks on the same weights: nothing that is called between the levels of the one may break the other
+    other = peers.unet(SD15, adapter=True)
+    other.load_state_dict(net.state_dict(), assign=True)
+    plain, context = peers.our_step(net, given), other.context_kv(given["context"], given["image_tokens"])
+    other.compile(dynamic=False)
+
+    def short() -> Tensor:
+        return other(given["latents"], torch.tensor([500]), context, num_frames=SETTINGS[size], conditions=2)
+
+    first = seconds(short)
+    times = in_turn({"plainly": plain, "ours": short}, repeats, warm=True)
+    apart = difference(short().float(), plain().float())
+    return {"seconds": times, "ratio": times["plainly"] / times["ours"], "first call": first, "difference": apart}
 
 
 def vae(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
@@ -173,8 +192,8 @@ def rows() -> dict[str, Callable[[int], dict[str, Any]]]:
     for size in SETTINGS:
         for name in ("float32", "bfloat16"):
             dtype = getattr(torch, name)
-            found[f"unet-{size}-{name}"] = lambda n, s=size, d=dtype: unet(SD15, s, d, n)
-            found[f"cut-{size}-{name}"] = lambda n, s=size, d=dtype: unet(peers.CUT, s, d, n)
+            found[f"unet-{size}-{name}"] = lambda n, s=size, d=dtype: unet(s, d, n)
+            found[f"compile-{size}-{name}"] = lambda n, s=size, d=dtype: compiled(s, d, n)
             found[f"vae-{size}-{name}"] = lambda n, s=size, d=dtype: vae(s, d, n)
             found[f"approximations-{size}-{name}"] = lambda n, s=size, d=dtype: approximations.measure(
                 SETTINGS[s], s, d, lambda sides: in_turn(sides, n, warm=True)
@@ -195,7 +214,7 @@ def rows() -> dict[str, Callable[[int], dict[str, Any]]]:
             found[f"train-memory-256-{name}-{side}"] = lambda n, d=dtype, w=side: training_memory(256, d, w)
     for label, more in {"": (), "-float32": ("--dtype", "float32"), "-deep-3": ("--deep-every", "3")}.items():
         for size, frames in SETTINGS.items():
-            for steps, long in {RUN_STEPS: "", 25: "-25-steps"}.items():
+            for steps, long in RUN_STEPS[size].items():
                 found[f"run-{size}{label}{long}"] = lambda n, s=size, f=frames, m=more, k=steps: whole_set.measure_run(
                     SETS / "sd15-float32", f, s, k, n, m
                 )

@@ -306,7 +306,8 @@ def _compare(made: Plan) -> None:
     else:
         for file in preset.needs:
             needed = [name for name in file.parts if name in lacking]
-            made.missing += [f"{listed(needed)}: {file}"] if needed else []
+            other = ", or AnimateDiff's own by --motion" if "motion" in needed and file.flag != "motion" else ""
+            made.missing += [f"{listed(needed)}: {file}{other}"] if needed else []
             lacking = [name for name in lacking if name not in needed]
         made.missing += lacking
     if made.missing:

@@ -244,7 +244,7 @@ class Fitting:
     Args:
         plan: of the model. device, dtype: as `load.build` takes them.
         wanted: a plan's name, or "auto". decode_chunk, decode_tile, guidance_in_turn: in place of what the plans say.
-        say: is told in a line what is done.
+        say: is told in a line what is done. compiled: the UNet by torch.compile, where all parts stay in memory.
     """
 
     def __init__(
@@ -257,8 +257,9 @@ class Fitting:
         decode_tile: int | None = None,
         guidance_in_turn: bool = False,
         say: Callable[[str], object] = lambda line: None,
+        compiled: bool = False,
     ):
-        self.plan, self.device, self.say = plan, pick_device(device), say
+        self.plan, self.device, self.say, self.compiled = plan, pick_device(device), say, compiled
         self.dtype = pick_dtype(dtype, self.device, plan.parameters)
         self.plans = [
             replace(
@@ -312,6 +313,12 @@ class Fitting:
             self.pipe = load.build(self.plan, self.device, self.dtype, progress=True, memory=self.plans[0])
             for told in self.plan.told_loras():
                 self.say(f"LoRA {told}")
+            if self.compiled and self.plans[0].within_steps(self.device):
+                self.say(f"--compile: not under the plan {self.plans[0].name}, which frees memory within a step; "
+                         "see --memory full")  # fmt: skip
+            elif self.compiled:
+                self.pipe.compile()
+                self.say("compiling the UNet: its first step takes minutes, and so does that of another size")
         return self.pipe
 
     def run(self, request: Request, work: Callable[[I2VPipeline], T]) -> T:

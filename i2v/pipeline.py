@@ -111,6 +111,7 @@ class I2VPipeline:
     decode_tile: int = 0  # pixels of the tiles that the VAE works in; 0: whole frames
     guidance_in_turn: bool = False  # the two halves of guidance one after the other: half the memory
     residency: Residency | None = None  # reads parts when they are needed; None: all are in memory
+    compiled: bool = False  # whether `compile` was called
 
     def __call__(
         self,
@@ -219,6 +220,7 @@ class I2VPipeline:
                 "decode_chunk": self.decode_chunk,
                 "decode_tile": self.decode_tile,
                 "guidance_in_turn": self.guidance_in_turn,
+                "compile": self.compiled,
                 "threads": torch.get_num_threads(),
             },
             "files": dict(self.files),
@@ -229,6 +231,11 @@ class I2VPipeline:
     def vae_dtype(self) -> torch.dtype:
         """The number format of the VAE, float32 where its activations overflow in the pipeline's."""
         return next(self.vae.parameters()).dtype
+
+    def compile(self) -> None:
+        """The UNet by torch.compile from now on: its first call, and that of every other size, takes minutes."""
+        self.unet.compile(dynamic=False)
+        self.compiled = True
 
     # -- the four steps ------------------------------------------------------------------------------------------
 
@@ -251,11 +258,9 @@ class I2VPipeline:
         pixels = picture.clip_pixels(original, self.image_encoder.cfg.image_size)
         if request.unconditional_image == "zero-pixels":
             # as released: zeros after normalisation, which is a picture of CLIP's mean colour
-            tokens, other = self.encode_image(torch.cat([pixels, torch.zeros_like(pixels)])).split(1)
-        else:
-            tokens = other = self.encode_image(pixels)
-            if request.unconditional_image == "zero-embedding":
-                other = self.encode_image(pixels, nothing=True)
+            pixels = torch.cat([pixels, torch.zeros_like(pixels)])
+        tokens = self.encode_image(pixels, nothing=request.unconditional_image == "zero-embedding")
+        tokens, other = tokens[:1], tokens[-1:]
         return [
             Condition("negative", Encoded(self.encode_text(request, negative=True), other)),
             Condition("positive", Encoded(self.encode_text(request), tokens), scale=float(request.guidance_scale or 0)),
@@ -358,12 +363,12 @@ class I2VPipeline:
     def encode_image(self, pixels: Tensor, nothing: bool = False) -> Tensor:
         """CLIP's normalised pixels (N, 3, S, S) -> image tokens (N, M, C) of the Content-Adapter.
 
-        nothing: zeros in place of what CLIP sees.
+        nothing: and then as many of zeros in place of what CLIP sees, (2 N, M, C).
         """
         output = self.image_encoder(pixels.to(self.device, self.dtype))
         # the resampler reads the patches before CLIP's last layer, the linear projection the picture's embedding
         seen = output.hidden_states[-2] if self.image_config.kind == "plus" else output.image_embeds
-        return self.image_projection(torch.zeros_like(seen) if nothing else seen)
+        return self.image_projection(torch.cat([seen, torch.zeros_like(seen)]) if nothing else seen)
 
 
 def join(parts: Sequence[Encoded]) -> Encoded:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,10 @@ class EncodedClips:
 
     mean, std: (rows, F, C, h, w) float16, memory-mapped, of the scaled latents' posterior
     first: (rows, H, W, 3) uint8, each clip's first frame, memory-mapped
-    rows: (clips,) where each clip lies in these three. captions, names: one for each clip
+    rows: (clips,) where each clip lies in these three. captions, names, keys: one for each clip; a key is a file's
+    size and time, the number of the draw, its name
     dropped: what `Dataset.quarantine` holds of the clips that could not be used
-    identity: a hash that another set of clips, or the same clips cut otherwise, does not share
+    identity: a hash that another set of clips, or the same clips cut otherwise, does not share; a copied file keeps it
     """
 
     mean: NDArray[np.float16]
@@ -49,6 +50,7 @@ class EncodedClips:
     rows: NDArray[np.int64]
     captions: list[str]
     names: list[str]
+    keys: list[str]
     dropped: list[dict[str, Any]]
     identity: str
 
@@ -72,7 +74,7 @@ class EncodedClips:
     @property
     def about(self) -> list[str]:
         """What a set of other pictures differs in."""
-        return [self.identity, hashlib.sha256(self.rows.tobytes()).hexdigest()]
+        return [self.identity, _digest(self.keys)]
 
     def first_frame(self, index: int) -> NDArray[np.uint8]:
         """(H, W, 3) as it was read."""
@@ -81,10 +83,9 @@ class EncodedClips:
     def subset(self, indices: Sequence[int]) -> EncodedClips:
         """These clips alone."""
         kept = list(indices)
-        texts = [self.captions[k] for k in kept], [self.names[k] for k in kept]
-        return EncodedClips(
-            self.mean, self.std, self.first, self.rows[np.asarray(kept, np.int64)], *texts, self.dropped, self.identity
-        )
+        captions, names, keys = ([some[k] for k in kept] for some in (self.captions, self.names, self.keys))
+        rows = self.rows[np.asarray(kept, np.int64)]
+        return replace(self, rows=rows, captions=captions, names=names, keys=keys)
 
     def clip(self, index: int, frames: slice | list[int], sample: int | None = None, seed: int = 0) -> Tensor:
         """(len(frames), C, h, w) float32: the mean, or with `sample` a draw by (seed, sample) from the posterior."""
@@ -128,12 +129,12 @@ def encoded_folder(
             waiting = {key: place for place, key in keys.items() if key not in store.entries}
             _add(store, dataset, encode, waiting, chunk, show)
     used = []
-    for (index, _), key in keys.items():
+    for (index, draw), key in keys.items():
         entry = store.entries[key]
         if entry["row"] is None:
             dataset.set_aside(index, BadClip(entry["reason"], entry["detail"]))
         else:
-            used.append((index, entry["row"]))
+            used.append((index, draw, entry["row"]))
     if not used:
         reasons = Counter(entry["reason"] for entry in dataset.quarantine).most_common(3)
         raise DataError(
@@ -141,12 +142,17 @@ def encoded_folder(
             f"({', '.join(f'{count} {reason}' for reason, count in reasons)}); "
             f"`python -m i2v.data check {dataset.listing.path}` says why"
         )
-    arrays, items = store.arrays(), [dataset.items[index] for index, _ in used]
+    arrays, items = store.arrays(), [dataset.items[index] for index, *_ in used]
+    marks = [f"{version(item.path)[:1]} {draw} {item.name}" for item, (_, draw, _) in zip(items, used, strict=True)]
     return EncodedClips(
-        arrays["mean"], arrays["std"], arrays["first"], np.asarray([row for _, row in used], np.int64),
-        [item.caption for item in items], [item.name for item in items], dataset.quarantine,
-        hashlib.sha256(f"{store.folder.name} {[row for _, row in used]}".encode()).hexdigest()[:16],
+        arrays["mean"], arrays["std"], arrays["first"], np.asarray([row for *_, row in used], np.int64),
+        [item.caption for item in items], [item.name for item in items], [keys[index, draw] for index, draw, _ in used],
+        dataset.quarantine, _digest([store.folder.name, *marks])[:16],
     )  # fmt: skip
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _key(dataset: Dataset, index: int, draw: int) -> str:

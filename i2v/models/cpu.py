@@ -47,6 +47,7 @@ def applies(x: Tensor) -> bool:
     """Whether the functions below may be used for this input."""
     return (
         x.device.type == "cpu"
+        and not torch.compiler.is_compiling()  # its compiler takes these calls with constant weights alone
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and x.numel() > 0

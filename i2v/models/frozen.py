@@ -57,6 +57,24 @@ class _Conv2d(torch.autograd.Function):
         return grad.to(dtype), None, None, None, None
 
 
+class _WideAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q.float(), k.float(), v.float())
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        *kept, sums = ctx.saved_tensors
+        q, k, v, out = (x.float() for x in kept)
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad.float(), q, k, v, out, sums, 0.0, False
+        )
+        return tuple(x.to(grad.dtype) for x in grads)
+
+
 class _Again(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -82,6 +100,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any) -> Tensor:
     """F.conv2d that keeps nothing but the weight itself."""
     return _Conv2d.apply(x, weight, bias, stride, padding)
+
+
+def attend_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of bfloat16 heads (R, H, L, D) on a CPU in float32, which keeps bfloat16 alone."""
+    return _WideAttention.apply(q, k, v)
 
 
 def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

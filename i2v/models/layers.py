@@ -49,7 +49,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not cpu.applies(q):
         # PyTorch's bfloat16 kernel is up to six times as slow as its float32 one in the backward pass (torch 2.13)
         with torch.autocast("cpu", enabled=False):
-            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+            if frozen.applies(q):
+                out = frozen.attend_in_float32(q, k, v)
+            else:
+                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
     elif rows > MOST_ROWS:
         parts = zip(*(x.split(MOST_ROWS) for x in (q, k, v)))
         out = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,6 +19,32 @@ from torch import Tensor
 
 from i2v import config
 from i2v.media.output_file import sync, sync_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once are not kept apart there
+    fcntl = None  # type: ignore[assignment]
+
+
+def hold(folder: Path) -> IO[str]:
+    """Keeps other runs out of `folder` until the file that is returned is closed. One that is there is waited for: a
+    scheduler may start a run again while the process that it stopped still saves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    lock = path.open("a")
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if path.read_text() != f"{os.getpid()}\n":  # an earlier run of this process is over
+                print(f"waiting for another process that trains into {folder}", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], keep: int = 2) -> Path:
@@ -49,6 +75,8 @@ def complete(folder: Path) -> list[Path]:
     """All whole checkpoints below `folder`, oldest first."""
     found = []
     for path in folder.glob("step-*") if folder.is_dir() else []:
+        if not path.name.removeprefix("step-").isdecimal():  # a copy of one, under a name of the user's
+            continue
         manifest, file = path / "manifest.json", path / "tensors.safetensors"
         try:
             whole = json.loads(manifest.read_text())["bytes"] == file.stat().st_size

@@ -82,12 +82,12 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
 def split(clips: EncodedClips, share: float) -> tuple[EncodedClips, EncodedClips]:
     """Clips to learn from and held-out ones, told apart by a hash of the file's name: new files move no old one.
 
-    Where the share keeps none (or all), both are all clips.
+    Of more than `MOST_HELD_OUT` the others are learnt from. Where the share keeps none (or all), both are all clips.
     """
     place = [int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8], 16) / 2**32
              for name in clips.names]  # fmt: skip
     held = [k for k, at in enumerate(place) if at < share]
     if not held or len(held) == len(clips):
         return clips, clips
-    rest = [k for k, at in enumerate(place) if at >= share]
-    return clips.subset(rest), clips.subset(held[:MOST_HELD_OUT])
+    held = sorted(sorted(held, key=lambda k: place[k])[:MOST_HELD_OUT])
+    return clips.subset(sorted({*range(len(clips))}.difference(held))), clips.subset(held)

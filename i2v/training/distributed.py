@@ -52,6 +52,18 @@ class Processes(Place):
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told)
 
+    def agree(self, **found: object) -> None:
+        """Raises ConfigError where the processes found different things, which would train on past each other."""
+        if self.count == 1:
+            return
+        of_all: list[dict[str, object]] = [{} for _ in range(self.count)]
+        dist.all_gather_object(of_all, found)
+        for name, value in found.items():
+            values = [one[name] for one in of_all]
+            if any(other != value for other in values):
+                raise ConfigError(f"the processes differ in {name}: {values}; give all of them the same --out and "
+                                  "--data, which must not change while the run begins")  # fmt: skip
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
         if self.count > 1:
@@ -95,5 +107,6 @@ def in_parallel(
     if run.count == 1:
         return loss_of, lambda last: torch.enable_grad()
     # some tensor may be out of this loss's reach; `Silent` tells it instead of an error here
-    module = DistributedDataParallel(Losses(loss_of, trained), find_unused_parameters=True)
+    losses = Losses(loss_of, trained)
+    module = DistributedDataParallel(losses, find_unused_parameters=True, gradient_as_bucket_view=True)
     return module, lambda last: torch.enable_grad() if last else module.no_sync()

@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS
 from i2v.diffusion.schedule import Schedule
 from i2v.lora import base_of
+from i2v.media.output_file import sync
 from i2v.models.clip_text import CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionModel
 from i2v.models.controlnet import ControlNet
@@ -43,6 +45,7 @@ from weights_convert.write_lora import write_lora
 Prediction = Literal["epsilon", "v", "sample"]
 Clips = WorldLatents | EncodedClips
 PICTURES = 32  # that CLIP looks at at once: ViT-H keeps 0.05 GB of each
+ABANDONED = 3600  # seconds without a change after which a half-written file is no running process's
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,9 @@ class Networks:
         file = folder / f"image-embeds-{hashlib.sha256('/'.join(about).encode()).hexdigest()[:12]}-{len(data)}.npy"
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
+            for other in folder.glob(".image-embeds-*.npy"):
+                if time.time() - other.stat().st_mtime > ABANDONED:  # by a run that was killed
+                    other.unlink(missing_ok=True)
             aside = file.with_name(f".{file.name}.{os.getpid()}.npy")
             out: np.memmap | None = None
             done, waiting = 0, []
@@ -206,6 +212,7 @@ class Networks:
             if out is not None and dropped == "zero-embedding":
                 out[-1] = 0
             del out
+            sync(aside)
             os.replace(aside, file)
         return torch.from_numpy(np.load(file, mmap_mode="c"))
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from i2v import config, load
 from i2v.config import ConfigError, flag
+from i2v.device import place
 from i2v.hashes import sha256
 from i2v.training import clip, vae
 from i2v.training.settings import FREE, Training
@@ -205,4 +206,6 @@ def run(cfg: Recipe, mains: Mapping[str, Main]) -> int:
 def main(argv: Sequence[str], train_main: Main) -> int:
     """The command line; `train_main` is train.py's, which this package does not import."""
     cfg = config.from_command_line(Recipe, argv, prog="train.py --recipe")
+    if place().count > 1:
+        raise ConfigError("--recipe runs in one process; start it without torchrun (its stages one by one can use it)")
     return run(cfg, {"train": train_main, "vae": vae.main, "clip": clip.main})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -92,5 +93,5 @@ def _run_id(out: Path) -> str:
     """Of this folder's run, kept in it."""
     file = out / "wandb-id.txt"
     if not file.is_file():
-        config.write_text(file, f"{out.name}-{out.resolve().stat().st_ino:x}\n")
+        config.write_text(file, f"{out.name}-{time.time_ns():x}\n")
     return file.read_text(encoding="utf-8").strip()

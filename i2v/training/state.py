@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     clips: dict[str, Any] = field(default_factory=dict)
+    lock: IO[str] | None = None  # on `--out`, of the process that writes
 
     def save(self) -> None:
         """A checkpoint in `--out`; all but the newest `--keep-checkpoints` are deleted."""
@@ -51,6 +52,7 @@ class State:
         where the checkpoint trained other tensors or with other settings.
         """
         out, words = self.cfg.out, ""
+        self.lock = checkpoint.hold(out) if writes else None
         if (found := checkpoint.latest(out)) is not None:
             tensors, facts = checkpoint.load(found)
             if {k[6:] for k in tensors if k.startswith("model.")} != self.trained.keys():

@@ -130,6 +130,26 @@ def test_a_folder_that_changes_costs_what_has_changed(tmp_path: Path, clips: Pat
     assert after.identity != before.identity
 
 
+def test_clips_are_known_by_what_they_are(tmp_path: Path, clips: Path) -> None:
+    """Not by their place in the cache: features of others are not theirs, a copy is the same clip."""
+    folder = tmp_path / "clips"
+    shutil.copytree(clips, folder)
+    before = encoded(tmp_path, opened(folder), Encoder())
+    for file in folder.iterdir():
+        os.utime(file, ns=(1, 1))
+    copied = encoded(tmp_path / "another", opened(folder), Encoder())
+    assert copied.identity == before.identity and copied.about != before.about
+    write(folder / "1.mp4", moving(7, 12))
+    cut_again = encoded(tmp_path / "a third", opened(folder), Encoder())
+    assert cut_again.names == before.names and np.array_equal(cut_again.rows, before.rows)
+    assert cut_again.identity != before.identity and cut_again.about != before.about
+    (folder / "0.mp4").rename(folder / "9.mp4")
+    grown = encoded(tmp_path / "a third", opened(folder), Encoder())
+    fresh = encoded(tmp_path / "a fourth", opened(folder), Encoder())
+    assert grown.identity == fresh.identity and grown.about == fresh.about
+    assert grown.rows.tolist() != fresh.rows.tolist(), "both lie alike: nothing was shown"
+
+
 def test_several_draws_of_a_file(tmp_path: Path, clips: Path) -> None:
     encode = Encoder()
     got = encoded(tmp_path, opened(clips), encode, draws=3)

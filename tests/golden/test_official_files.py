@@ -51,7 +51,7 @@ def run(golden, folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> T
     def text(pipe: I2VPipeline, request: object, negative: bool = False) -> TextConditioning:
         return TextConditioning(data.inputs["prompt_embeds_negative" if negative else "prompt_embeds"][:1])
 
-    def image(pipe: I2VPipeline, pixels: Tensor) -> Tensor:
+    def image(pipe: I2VPipeline, pixels: Tensor, nothing: bool) -> Tensor:
         names = ["image_embeds" if one.any() else "image_embeds_uncond" for one in pixels]
         return torch.cat([data.inputs[name][:1] for name in names])
 

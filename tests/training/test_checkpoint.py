@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,14 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000010", "step-999999", "step-1000000"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-1000000", "step-999999"]
     assert step_of(tmp_path) == 1000000
+
+
+def test_a_copy_of_one_is_left_alone(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, state(1), {})
+    shutil.copytree(tmp_path / "step-000001", tmp_path / "step-000001-keep")
+    for step in (2, 3):
+        checkpoint.save(tmp_path, step, state(step), {}, keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001-keep", "step-000003"] and step_of(tmp_path) == 3
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:

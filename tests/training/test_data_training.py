@@ -104,6 +104,19 @@ def test_held_out_clips_are_never_learnt_from(toy: Toy, clips: Path) -> None:
     assert set(split(few, 0.5)[1].names) == held  # a file more or less moves no other
 
 
+def test_of_many_held_out_clips_the_rest_is_learnt_from(
+    toy: Toy, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = toy.config(**own(clips))
+    data = open_clips(cfg, toy.build(cfg)).train
+    assert isinstance(data, EncodedClips)
+    held = split(data, 0.7)[1].names
+    assert len(held) > 1
+    monkeypatch.setattr("i2v.training.clips.MOST_HELD_OUT", 1)
+    train, few = split(data, 0.7)
+    assert len(few) == 1 and few.names[0] in held and sorted(train.names + few.names) == sorted(data.names)
+
+
 def test_a_webvid_csv_full_of_faults(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """1,000 clips, half of them with a planted fault: all found, all counted, and the run ends."""
     table, faults = planted.webvid_csv(tmp_path / "webvid", 1000)

@@ -65,6 +65,19 @@ def test_a_signal_that_reaches_one_process_saves(toy: Toy, root: Path, tmp_path:
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000002"]
 
 
+def test_processes_that_differ_do_not_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where files came to --data while the first one encoded, or --out lies on each machine's own disk."""
+
+    def gathered(of_all: list[Any], mine: dict[str, Any]) -> None:
+        of_all[:] = [mine, {**mine, "step": 7}]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    Processes(0, 2).agree(clips="a")
+    Processes(0, 1).agree(step=0)
+    with pytest.raises(ConfigError, match=r"differ in step: \[0, 7\]; give all of them the same --out and --data"):
+        Processes(0, 2).agree(step=0, clips="a")
+
+
 def test_every_sample_is_drawn_once(toy: Toy) -> None:
     """The processes' samples of a step are those of one process, none twice."""
     cfg = toy.config(batch=6)

@@ -14,6 +14,7 @@ from toy_training import small_networks
 import train
 from i2v import config
 from i2v.config import ConfigError
+from i2v.device import Place
 from i2v.load import load
 from i2v.training import clip, clips, recipe, vae
 from i2v.training.settings import Training
@@ -143,3 +144,10 @@ def test_the_recipes_that_come_along(root: Path, name: str) -> None:
         assert stage.name and (stage.gates or stage.name == "content")
         if stage.name == "i2v":
             assert cfg.train == ("i2v_adapter.*",) and cfg.clean_first and cfg.num_frames == 16
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The VAE's and CLIP's stages are made for one."""
+    monkeypatch.setattr(recipe, "place", lambda: Place(1, 2, 1))
+    with pytest.raises(ConfigError, match="--recipe runs in one process; start it without torchrun"):
+        run(tmp_path, tmp_path / "out")

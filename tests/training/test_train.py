@@ -37,7 +37,7 @@ def equals(out: Path, unbroken: Path) -> bool:
     return exported and same(weights(newest[0]), weights(newest[1]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     toy: Toy,
     unbroken: Path,
@@ -57,6 +57,48 @@ def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     assert f"going on from {tmp_path / 'step-000004'}" in capsys.readouterr().out
     assert equals(tmp_path, unbroken)
     assert all([row[k] for row in log(tmp_path)] == [row[k] for row in log(unbroken)] for k in ("loss", "lr", "norm"))
+
+
+def test_a_second_sigterm_does_not_end_what_saves(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler sends one to each process, and torchrun passes its own on."""
+    stop_at(monkeypatch, 6)
+    stop_at(monkeypatch, 6)
+    toy.run(tmp_path, save_every=100)
+    assert toy.code == 143 and [p.name for p in checkpoint.complete(tmp_path)] == ["step-000004"]
+
+
+def test_sighup_stays_ignored_under_nohup(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop_at(monkeypatch, 6, signal.SIGHUP)
+        toy.run(tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert toy.code == 0
+
+
+def test_a_step_is_saved_before_its_validation(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may run out of memory or of disk: the same command then goes on after it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "make_videos", lambda *given: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            toy.run(tmp_path, save_every=4, validate_every=4, hold_out=0.0)
+    assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000004"]
+    toy.run(tmp_path, save_every=4, validate_every=4, hold_out=0.0)
+    assert toy.code == 0
+
+
+def test_another_process_that_trains_there_is_waited_for(
+    toy: Toy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = ("import sys, time; from pathlib import Path; from i2v.training.checkpoint import hold; "
+              "kept = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(3)")  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        toy.run(tmp_path, steps=1)
+        assert other.wait(20) == 0 and "waiting for another process" in capfd.readouterr().out
+    toy.run(tmp_path, steps=1)
+    assert "waiting" not in capfd.readouterr().out
 
 
 def test_kill_9_while_a_checkpoint_is_written(toy: Toy, unbroken: Path, tmp_path: Path, root: Path) -> None:
@@ -192,5 +234,19 @@ def test_a_loss_that_is_no_number_stops_the_run(toy: Toy, tmp_path: Path, monkey
 
     monkeypatch.setattr(train, "loss_of", spoilt)
     with pytest.raises(FloatingPointError, match="nan at step 4.*--lr"):
+        toy.run(tmp_path, save_every=1)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-000004"
+
+
+def test_a_gradient_that_is_no_number_is_not_saved(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of that step is one: it was computed before."""
+    clip, seen = torch.nn.utils.clip_grad_norm_, []
+
+    def spoilt(parameters: Any, most: float) -> torch.Tensor:
+        seen.append(0)
+        return clip(parameters, most) * (float("inf") if len(seen) > 4 else 1)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoilt)
+    with pytest.raises(FloatingPointError, match="gradient is inf at step 4.*--lr"):
         toy.run(tmp_path, save_every=1)
     assert checkpoint.latest(tmp_path) == tmp_path / "step-000004"
