@@ -60,7 +60,7 @@ class SampleConfig(ModelFiles, Request):
                                     "--decode-chunk-size")  # fmt: skip
     decode_tile: int | None = flag(None, "pixels of the tiles that the VAE works in, 0: none; not given: the plan's")
     guidance_in_turn: bool = flag(False, "run the two halves of guidance one after the other: less memory")
-    compile: bool = flag(False, "torch.compile for the UNet: minutes before the first step, for many videos on a GPU")
+    compile: bool = flag(False, "the UNet by torch.compile, for many videos of one size: its first step takes minutes")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[SampleConfig, replay.Recipe | None]:
@@ -94,6 +94,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         if place().count > 1:
             raise ConfigError("--best-of compares the videos of one process; start it once, without torchrun")
         todo, several = jobs.by_seed(todo, cfg.best_of), True
+    if cfg.compile and cfg.int8:
+        raise ConfigError("--compile and --int8: weights that are held as int8 are not compiled; leave one of them out")
     plan = assemble.plan(files)
     plan.refuse()
     checker = jobs.Checker(plan, cfg.overwrite, several, todo)

@@ -27,7 +27,7 @@ from i2v.config import ConfigError
 from i2v.device import autocast, own_device, pick_device, training_dtype
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
 from i2v.free_memory import keep_freed_memory
-from i2v.training import memory, recipe
+from i2v.training import checkpoint, memory, recipe
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import open_clips
 from i2v.training.distributed import Processes, in_parallel, processes
@@ -99,6 +99,7 @@ def train(cfg: Training, run: Processes) -> int:
         torch.set_num_threads(cfg.threads)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves float32
+    lock = checkpoint.hold(cfg.out) if run.first and cfg.out.is_dir() else None  # before memory is taken
     networks = build(cfg).to(device)
     trained = trained_tensors(cfg, networks)  # before the clips: a wrong pattern is told at once
     if cfg.checkpointing:
@@ -107,7 +108,7 @@ def train(cfg: Training, run: Processes) -> int:
     optimizer = make_optimizer(cfg, trained)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.dtype == "float16")  # float16 alone can underflow
     cfg.out.mkdir(parents=True, exist_ok=True)
-    state = State(cfg, trained, optimizer, EMA(trained, cfg.ema), scaler, run.count)
+    state = State(cfg, trained, optimizer, EMA(trained, cfg.ema), scaler, run.count, lock=lock)
     with run.first_one_first():
         say(run, state.resume(writes=run.first))
         clips = open_clips(cfg, networks, state.clips.get("quarantine", ()))
@@ -126,8 +127,13 @@ def train(cfg: Training, run: Processes) -> int:
     since: list[Tensor] = []  # losses since the last line of the log; on a GPU reading one would wait for it
     bar = tqdm(total=cfg.steps, initial=state.step, desc=cfg.out.name, mininterval=5, disable=not run.first)
     with Report(cfg, run.first) as report, bar, stop_signals() as stopped:
-        if run.first and state.step == 0 and cfg.validate_every <= cfg.steps:  # what the untrained network does
-            report.row({"step": 0, **validate(cfg, networks, fixed, loss_of)})
+        if run.first and state.step == 0:
+            if cfg.validate_every <= cfg.steps:  # what the untrained network does
+                report.row({"step": 0, **validate(cfg, networks, fixed, loss_of)})
+        elif run.first and state.logged < state.step and state.step % cfg.validate_every == 0:  # stopped before it
+            row = validate(cfg, networks, fixed, loss_of)
+            row |= make_videos(cfg, networks, fixed, state.ema.shadow, trained, state.step)
+            report.row({"step": state.step, **row})
         batches = data.of_steps(state.step, cfg.steps, run.rank, run.count)
         while state.step < cfg.steps and not run.any(bool(stopped)):
             began, step = time.monotonic(), state.step
@@ -179,6 +185,7 @@ def train(cfg: Training, run: Processes) -> int:
                 if run.first and saved < state.step:
                     if since:
                         finite_mean(since, len(parts), state.step)
+                    finite_gradient(norm, scaler, state.step)
                     state.save()
         batches.close()
     if state.step < cfg.steps:

@@ -123,6 +123,13 @@ def inputs(frames: int, size: int, dtype: torch.dtype, device: str = "cpu") -> d
     }
 
 
+def sort_weights(net: UNet) -> None:
+    """As `load.build` does."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and not isinstance(module.weight, Int8Weight):
+            module.weight = nn.Parameter(cpu.sorted_weight(module.weight), requires_grad=False)
+
+
 def our_step(
     net: UNet, given: dict[str, Tensor], conditions: int = 2, deep: DeepFeatures | None = None
 ) -> Callable[[], Tensor]:
@@ -132,9 +139,7 @@ def our_step(
     conditions: 1 for a call without guidance; deep: what inner levels are taken from, see `UNet.forward`.
     """
     net.budget = LEAN.cpu_budget
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and not isinstance(module.weight, Int8Weight):  # as `load.build` does
-            module.weight = nn.Parameter(cpu.sorted_weight(module.weight), requires_grad=False)
+    sort_weights(net)
     if not any(module._forward_hooks for module in net.down_blocks):  # called for every kind of step
         trim_after_levels(net)
     context = net.context_kv(given["context"][:conditions], given["image_tokens"][:conditions])

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from bench import approximations, peers, training_step, whole_set
 from i2v.free_memory import keep_freed_memory
+from i2v.memory_plans import FULL
 from i2v.models.i2v_adapter import add_i2v_adapter
-from i2v.models.unet import SD15
+from i2v.models.unet import SD15, UNet
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "bench/speed.json", ROOT / "docs/speed.md"
@@ -117,18 +118,20 @@ def unet(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
 
 
 def compiled(size: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    """A guided step with the adapter, as it is and by torch.compile; seconds of the first call too."""
-    net = peers.randomize(peers.unet(SD15, adapter=True), dtype)
+    """A guided step with the adapter under the plan `full`, as it is ("plainly") and with --compile; seconds of the
+    first call too."""
+    nets = [peers.randomize(peers.unet(SD15, adapter=True), dtype), peers.unet(SD15, adapter=True)]
+    nets[1].load_state_dict(nets[0].state_dict(), assign=True)
+    peers.sort_weights(nets[0])
+    nets[0].budget = FULL.cpu_budget
+    nets[1].compile(dynamic=False)
     given = peers.inputs(SETTINGS[size], size, dtype)
-    # of two networks on the same weights: nothing that is called between the levels of the one may break the other
-    other = peers.unet(SD15, adapter=True)
-    other.load_state_dict(net.state_dict(), assign=True)
-    plain, context = peers.our_step(net, given), other.context_kv(given["context"], given["image_tokens"])
-    other.compile(dynamic=False)
 
-    def short() -> Tensor:
-        return other(given["latents"], torch.tensor([500]), context, num_frames=SETTINGS[size], conditions=2)
+    def step(net: UNet) -> Callable[[], Tensor]:
+        context = net.context_kv(given["context"], given["image_tokens"])
+        return lambda: net(given["latents"], torch.tensor([500]), context, num_frames=SETTINGS[size], conditions=2)
 
+    plain, short = map(step, nets)
     first = seconds(short)
     times = in_turn({"plainly": plain, "ours": short}, repeats, warm=True)
     apart = difference(short().float(), plain().float())

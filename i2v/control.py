@@ -42,6 +42,11 @@ class Control:
     path: Path
     scale: float
 
+    @property
+    def ground(self) -> int:
+        """What transparent pixels are laid on: white for canny's ordinary pictures, black for finished maps."""
+        return 255 if self.type == CANNY else 0
+
     @classmethod
     def parse(cls, text: str) -> Control:
         """Raises ConfigError for what has another form or a scale that is none."""
@@ -100,7 +105,7 @@ def read_maps(texts: Sequence[str], num_frames: int, size: tuple[int, int], fit:
     frame is (`fit`). Canny edges are drawn after that, so that lines are as thin as they were in training.
     Raises ConfigError for pictures that are not there, cannot be read or are too few or too many.
     """
-    how: Fit = "stretch" if fit == "released" else fit  # which would choose a size of its own
+    how: Fit = "stretch" if fit == "released" else fit  # whose interpolation would tear thin lines
     out = []
     for control in map(Control.parse, texts):
         frames = np.stack([picture.fit(frame, *size, how) for frame in _read(control, num_frames)])
@@ -127,23 +132,23 @@ def _read(control: Control, num_frames: int) -> Sequence[Frames]:
         elif glob.has_magic(str(path)) and not path.exists():
             files = [Path(found) for found in glob.glob(str(path))]
         else:
-            return _counted(control, _file(path, num_frames), num_frames)
+            return _counted(control, _file(path, num_frames, control.ground), num_frames)
         if not files:
             raise ConfigError(f"{control}: no pictures there; give a picture, a folder or pattern of them, or a clip")
         files = sorted(files, key=lambda file: counted(file.name))
-        return _counted(control, [read_image(file) for file in files], num_frames)
+        return _counted(control, [read_image(file, control.ground) for file in files], num_frames)
     except (PictureError, VideoError, OSError) as error:
         raise ConfigError(f"--control {control.type}: {error}") from None
 
 
-def _file(path: Path, num_frames: int) -> Sequence[Frames]:
+def _file(path: Path, num_frames: int, ground: int) -> Sequence[Frames]:
     """A picture alone, or a clip's frames, one more than needed at most."""
     if path.suffix.lower() in PICTURES:
         try:
             clip = read_video(path) if path.suffix.lower() == ".webp" else None  # which may move
         except VideoError:
             clip = None
-        return [read_image(path)] if clip is None or len(clip) == 1 else list(clip)
+        return [read_image(path, ground)] if clip is None or len(clip) == 1 else list(clip)
     try:
         return list(read_video(path, count=num_frames + 1))
     except VideoError:

@@ -34,7 +34,7 @@ def _meminfo(path: Path) -> int | None:
 def _cgroups(path: Path, root: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """What the limits of the container and of all groups around this process leave; both versions of cgroups."""
     try:
-        lines = path.read_text().split()
+        lines = path.read_text().splitlines()
     except OSError:
         return []
     out = []

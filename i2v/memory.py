@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ SMALL_MODEL = 512 * 2**20  # bytes of weights below which nothing is won by lett
 SLACK = 0.95  # of the free memory is used
 EFFICIENCY = 0.8  # of a large matrix product's rate, over a whole stage
 READ = 1.5e9  # bytes a second, of files that the system has in its cache
+COMPILER = ("torch._dynamo", "torch._inductor")  # whose errors say that something cannot be compiled here
 QUANTISED = 0.3e9  # weights a second that become int8
 PIXEL_COPIES = 4  # float32 copies of decoded frames while their colours are finished
 
@@ -244,7 +246,7 @@ class Fitting:
     Args:
         plan: of the model. device, dtype: as `load.build` takes them.
         wanted: a plan's name, or "auto". decode_chunk, decode_tile, guidance_in_turn: in place of what the plans say.
-        say: is told in a line what is done. compiled: the UNet by torch.compile, where all parts stay in memory.
+        say: is told in a line what is done. compiled: the UNet by torch.compile, under the plan `full`.
     """
 
     def __init__(
@@ -304,6 +306,7 @@ class Fitting:
     def next(self) -> None:
         """On to the next plan; the model is let go of."""
         self.plans, self.pipe = self.plans[1:], None
+        gc.collect()  # a compiled network refers to itself
         give_back_freed_memory()
 
     def model(self) -> I2VPipeline:
@@ -313,12 +316,12 @@ class Fitting:
             self.pipe = load.build(self.plan, self.device, self.dtype, progress=True, memory=self.plans[0])
             for told in self.plan.told_loras():
                 self.say(f"LoRA {told}")
-            if self.compiled and self.plans[0].within_steps(self.device):
-                self.say(f"--compile: not under the plan {self.plans[0].name}, which frees memory within a step; "
-                         "see --memory full")  # fmt: skip
-            elif self.compiled:
+            if self.compiled and self.plans[0].name == FULL.name:
                 self.pipe.compile()
                 self.say("compiling the UNet: its first step takes minutes, and so does that of another size")
+            elif self.compiled:
+                self.say(f"--compile: not under the plan {self.plans[0].name}, which frees memory or works in pieces; "
+                         "see --memory full")  # fmt: skip
         return self.pipe
 
     def run(self, request: Request, work: Callable[[I2VPipeline], T]) -> T:
@@ -328,6 +331,10 @@ class Fitting:
             try:
                 return work(self.model())
             except (MemoryError, RuntimeError) as error:
+                if self.compiled and type(error).__module__.startswith(COMPILER):
+                    self.say(f"--compile: failed, the video is made without ({str(error).strip().splitlines()[0]})")
+                    self.compiled, self.pipe = False, None
+                    continue
                 if not is_out_of_memory(error) or len(self.plans) == 1:
                     raise
             failed = self.plans[0].name

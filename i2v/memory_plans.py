@@ -46,10 +46,6 @@ class MemoryPlan:
         """On a GPU small pieces cost time, on a CPU they do not."""
         return self.cpu_budget if device.type == "cpu" else self.gpu_budget
 
-    def within_steps(self, device: torch.device) -> bool:
-        """Whether memory is freed between the levels of a UNet."""
-        return self.streamed or (self.freed == "level" and device.type == "cpu")
-
 
 FULL = MemoryPlan("full", "all parts stay in memory", tuple(STAGES), decode_chunk=8, cpu_budget=16 * MB, gpu_budget=0)
 LEAN = MemoryPlan("lean", "each part is in memory while it works", freed="level", gpu_budget=256 * MB)

@@ -30,8 +30,8 @@ def fit(picture: NDArray[np.uint8], height: int, width: int, mode: Fit = "cover"
     """Picture of any size -> (height, width, 3) for the model.
 
     "cover": scaled until it covers the target, the middle is kept. "pad": scaled until it lies inside, black
-    bars around. "stretch": both sides scaled on their own. "released": what the authors' program does, see
-    `released_size`: only min(height, width) counts, so the returned size may be another one.
+    bars around. "stretch": both sides scaled on their own. "released": the same with the bilinear interpolation of the
+    authors' program, whose size is `released_size`.
     Raises ValueError for another mode or a size that is not positive.
     """
     if mode not in get_args(Fit):
@@ -41,7 +41,6 @@ def fit(picture: NDArray[np.uint8], height: int, width: int, mode: Fit = "cover"
     if mode == "stretch":
         return resize(picture, height, width)
     if mode == "released":
-        height, width = released_size(picture.shape[0], picture.shape[1], min(height, width))
         return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
     ratios = (height / picture.shape[0], width / picture.shape[1])
     scale = max(ratios) if mode == "cover" else min(ratios)

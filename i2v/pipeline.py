@@ -26,7 +26,6 @@ from i2v.diffusion.samplers import SAMPLERS
 from i2v.diffusion.schedule import Schedule
 from i2v.diffusion.windows import blended
 from i2v.models.clip_vision import CLIPVisionModel
-from i2v.models.conditioning import ContextKV
 from i2v.models.controlnet import ControlNet
 from i2v.models.i2v_adapter import FirstFrameAttention
 from i2v.models.ip_adapter import ImageCrossAttention, IPAdapterConfig
@@ -34,7 +33,7 @@ from i2v.models.motion import MotionModule
 from i2v.models.unet import DeepFeatures, UNet
 from i2v.models.vae import VAE
 from i2v.presets import Preset
-from i2v.prompt import OneEncoder, TextConditioning, TwoEncoders
+from i2v.prompt import Encoded, OneEncoder, TextConditioning, TwoEncoders, join
 from i2v.replay import described
 from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage, active_steps
 from i2v.residency import Residency, during, needed
@@ -44,18 +43,6 @@ log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 Image = Picture | str | Path
-
-
-@dataclass
-class Encoded:
-    """Prompt and picture as the UNet reads them, for one or more rows of a batch.
-
-    `context_kv`, the keys and values of all cross-attentions, is computed at the first step and kept.
-    """
-
-    text: TextConditioning
-    image_tokens: Tensor
-    context_kv: ContextKV | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +220,16 @@ class I2VPipeline:
         return next(self.vae.parameters()).dtype
 
     def compile(self) -> None:
-        """The UNet by torch.compile from now on: its first call, and that of every other size, takes minutes."""
+        """The UNet by torch.compile from now on: its first call, and that of every other size, takes minutes.
+
+        It computes all at once, whatever the memory plan says. Not for weights that are held as int8.
+        """
+        import torch._dynamo  # takes a second
+
+        for name in ("recompile_limit", "cache_size_limit"):  # PyTorch 2.7 or newer, 2.6; 8 by itself
+            if hasattr(torch._dynamo.config, name):
+                setattr(torch._dynamo.config, name, 64)
+        self.unet.budget = 0
         self.unet.compile(dynamic=False)
         self.compiled = True
 
@@ -244,9 +240,10 @@ class I2VPipeline:
         """The fitted pictures as clean latents; the first is the anchor of every other frame's attention."""
         latents = {}
         for frame, one in fitted.items():
-            posterior = self.vae.encode(
-                picture.to_tensor(one)[None].to(self.device, self.vae_dtype), self.decode_tile
-            )
+            pixels = picture.to_tensor(one)[None].to(self.device)
+            posterior = self.vae.encode(pixels.to(self.vae_dtype), self.decode_tile)
+            if self.too_large(posterior.mean, "the picture's latents"):
+                posterior = self.vae.encode(pixels.to(self.vae_dtype), self.decode_tile)
             # one draw for all pictures, so that the two ends of a loop are equal
             eps = noise.normal(request.seed, "posterior", [0], 0, posterior.mean.shape[1:])
             latents[frame] = (posterior.mode() if request.posterior == "mode" else posterior.sample(eps)).float()
@@ -348,8 +345,18 @@ class I2VPipeline:
         with needed(self, "vae"), bar:
             for chunk in latents[0].split(self.decode_chunk):
                 made = self.vae.decode(chunk.to(self.vae_dtype), self.decode_tile)
+                if self.too_large(made, "the decoded frames"):
+                    made = self.vae.decode(chunk.to(self.vae_dtype), self.decode_tile)
                 yield finite(made, "the decoded frames", self.vae_dtype).clamp(-1, 1).cpu()
                 bar.update(len(chunk))
+
+    def too_large(self, made: Tensor, what: str) -> bool:
+        """Whether float16 did not hold what the VAE made, as of some fine-tuned ones: it is float32 from now on."""
+        if self.vae_dtype != torch.float16 or bool(made.isfinite().all()):
+            return False
+        log.warning("%s are too large for float16: the VAE goes on in float32", what)
+        self.vae.float()
+        return True
 
     # -- what the steps are made of --------------------------------------------------------------------------------
 
@@ -369,17 +376,6 @@ class I2VPipeline:
         # the resampler reads the patches before CLIP's last layer, the linear projection the picture's embedding
         seen = output.hidden_states[-2] if self.image_config.kind == "plus" else output.image_embeds
         return self.image_projection(torch.cat([seen, torch.zeros_like(seen)]) if nothing else seen)
-
-
-def join(parts: Sequence[Encoded]) -> Encoded:
-    """One whose rows are those of all parts, the first part's first."""
-
-    def rows(name: str) -> Tensor | None:
-        tensors = [getattr(part.text, name) for part in parts]
-        return None if tensors[0] is None else torch.cat(tensors)
-
-    text = TextConditioning(torch.cat([part.text.context for part in parts]), rows("pooled"), rows("size_ids"))
-    return Encoded(text, torch.cat([part.image_tokens for part in parts]))
 
 
 def _size(request: Request) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from i2v.models.clip_text import CLIPTextModel
+from i2v.models.conditioning import ContextKV
 from i2v.models.tokenizer import Tokenizer
 
 SECOND_PAD = "!"  # id 0, with which SDXL's second tokenizer fills up
@@ -21,6 +22,29 @@ class TextConditioning:
     context: Tensor
     pooled: Tensor | None = None
     size_ids: Tensor | None = None
+
+
+@dataclass
+class Encoded:
+    """Prompt and picture as the UNet reads them, for one or more rows of a batch.
+
+    `context_kv`, the keys and values of all cross-attentions, is computed at the first step and kept.
+    """
+
+    text: TextConditioning
+    image_tokens: Tensor
+    context_kv: ContextKV | None = None
+
+
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """One whose rows are those of all parts, the first part's first."""
+
+    def rows(name: str) -> Tensor | None:
+        tensors = [getattr(part.text, name) for part in parts]
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    text = TextConditioning(torch.cat([part.text.context for part in parts]), rows("pooled"), rows("size_ids"))
+    return Encoded(text, torch.cat([part.image_tokens for part in parts]))
 
 
 class OneEncoder(nn.Module):

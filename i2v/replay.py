@@ -28,7 +28,8 @@ class Recipe:
     def flags(self) -> dict[str, Any]:
         """Values for the command line: every recorded number, the preset, its files, how it was run, the picture."""
         made = self.settings
-        run = {name: value for name, value in made["run"].items() if name != "threads"}
+        # of this machine: its cores, and a compiler that another one may not have
+        run = {name: value for name, value in made["run"].items() if name not in ("threads", "compile")}
         return {**made["request"], **run, **made.get("files", {}), "preset": made["preset"], "image": self.images()}
 
     def images(self) -> list[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from i2v.media.animation import GIF_MAX_FPS, WEBP_MAX_SIDE, gif_bytes, webp_bytes
 from i2v.media.clip_file import VideoError, read_video
-from i2v.media.mp4 import write_mp4
+from i2v.media.mp4 import check_encoder, no_h264, write_mp4
 from i2v.media.output_file import (
     FOLDER_SETTINGS,
     OutputError,
@@ -85,6 +85,8 @@ def check_output(path: str | Path, overwrite: bool = False, fps: float | None = 
     if is_folder:  # not by with_suffix twice: "t0_0.8.png" is the folder "t0_0.8"
         target = target.with_suffix("")
     check_place(target)
+    if ending == ".mp4":
+        check_encoder(target.parent)
     for file in (target, settings_beside(target, is_folder)):
         refuse_existing(file, overwrite)
     return target
@@ -166,7 +168,7 @@ def _write(path: Path, frames: _Checked, fps: Fraction, text: str | None) -> tup
         wide, high = width + width % 2, height + height % 2
         odd = (wide, high) != (width, height)
         note = f"{width}x{height} extended to {wide}x{high}: mp4 needs even sides" if odd else ""
-        hint = "PyAV is not installed (pip install av gives H.264)" if codec == "VP9" else ""
+        hint = f"{no_h264()} (pip install av gives H.264)" if codec == "VP9" else ""
         return codec, "; ".join(filter(None, (hint, note)))
     if ending == ".gif":
         data, note = gif_bytes(np.stack(list(frames)), fps)

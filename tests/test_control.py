@@ -62,6 +62,16 @@ def test_every_way_to_give_them(folder: Path, path: str) -> None:
     assert np.abs(found.frames[::-1].astype(int) - want).mean() > 6
 
 
+def test_transparent_maps_lie_on_black(folder: Path) -> None:
+    """As they are drawn; a picture whose edges are sought lies on white, as the first one does."""
+    drawn = np.zeros((64, 96, 4), np.uint8)
+    drawn[20:40, 30:50] = 255
+    cv2.imwrite("lines.png", drawn)
+    pose, edges = read("pose=lines.png", "canny=lines.png")
+    assert np.array_equal(pose.frames[0], picture.fit(drawn[..., :3], *SIZE)) and pose.frames.any()
+    assert not edges.frames.any(), "white on white has no edges"
+
+
 def test_a_single_picture_serves_every_frame(folder: Path) -> None:
     (found,) = read("pose=one.png")
     assert np.array_equal(found.frames, np.repeat(picture.fit(clip()[0], *SIZE)[None], FRAMES, 0))

@@ -126,7 +126,7 @@ class Schedule:
         if int(leading[0]) >= total:
             raise ValueError(
                 f"steps={steps} with steps_offset={self.steps_offset} starts at timestep {int(leading[0])}, beyond the "
-                f"last one, {total - 1}: use fewer steps or a smaller offset"
+                f"last one, {total - 1}: use fewer steps"
             )
         return leading
 

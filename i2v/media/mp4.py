@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +32,21 @@ def pyav() -> ModuleType | None:
     return av
 
 
+def no_h264() -> str:
+    """Why there is none, for people; "" where there is. Some builds of FFmpeg leave x264 out for its licence."""
+    av = pyav()
+    if av is None:
+        return "PyAV is not installed"
+    return "" if "libx264" in av.codecs_available else "PyAV was built without x264"
+
+
+def check_encoder(folder: Path) -> None:
+    """Before the long work: raises OutputError where no mp4 could be written to this folder."""
+    if no_h264():
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as place:
+            _vp9(Path(place) / "x.mp4", 64, 64, Fraction(8)).release()
+
+
 Frames = Iterable[NDArray[np.uint8]]  # (H, W, 3) RGB each, of one size
 
 
@@ -40,7 +56,7 @@ def write_mp4(path: Path, frames: Frames, fps: Fraction, settings: str | None) -
     `settings` is a text kept inside: as the comment with H.264, in a box of its own with VP9.
     """
     av = pyav()
-    if av is not None:
+    if av is not None and not no_h264():
         count = _write_h264(av, path, frames, fps, settings)
         codec = "H.264"
     else:
@@ -104,11 +120,7 @@ def _write_vp9(path: Path, frames: Frames, fps: Fraction, settings: str | None) 
     """
     first, frames = _peeked(frames)
     count = 0
-    height, width = first.shape[:2]
-    with quiet_opencv():
-        writer = cv2.VideoWriter(os.path.abspath(path), cv2.VideoWriter.fourcc(*"vp09"), float(fps), (width, height))
-    if not writer.isOpened():
-        raise OutputError(f"this OpenCV ({cv2.__version__}) cannot encode VP9: pip install av, or write .webp or .gif")
+    writer = _vp9(path, first.shape[0], first.shape[1], fps)
     try:
         for frame in frames:
             writer.write(np.ascontiguousarray(frame[..., ::-1]))
@@ -119,3 +131,11 @@ def _write_vp9(path: Path, frames: Frames, fps: Fraction, settings: str | None) 
         with path.open("ab") as file:
             file.write(mp4_box(settings))
     return count
+
+
+def _vp9(path: Path, height: int, width: int, fps: Fraction) -> cv2.VideoWriter:
+    with quiet_opencv():
+        writer = cv2.VideoWriter(os.path.abspath(path), cv2.VideoWriter.fourcc(*"vp09"), float(fps), (width, height))
+    if not writer.isOpened():
+        raise OutputError(f"this OpenCV ({cv2.__version__}) cannot encode VP9: pip install av, or write .webp or .gif")
+    return writer

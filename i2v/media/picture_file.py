@@ -22,11 +22,12 @@ class PictureError(ValueError):
     """A picture cannot be used; the message is one line: which file, what is wrong, what to do."""
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path, ground: int = 255) -> NDArray[np.uint8]:
     """Picture of a file as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
-    Greyscale is repeated, 16 bit is rounded to 8, transparent pixels are laid on white, CMYK is converted,
-    and of an animation the first frame is taken. Colour profiles are not applied: values are taken as sRGB.
+    Greyscale is repeated, 10 to 16 bit are rounded to 8, transparent pixels are laid on the grey `ground` (255: white),
+    CMYK is converted, and of an animation the first frame is taken. Colour profiles are not applied: values are taken
+    as sRGB.
     Raises `PictureError` for a file that is missing, cut off, damaged, not a picture, below `MIN_SIDE`, or
     above `MAX_SIDE` or `MAX_PIXELS` (known from its header, before anything is unpacked).
     """
@@ -40,7 +41,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         raise PictureError(f"{path}: {_what_it_is(data)}; give {READABLE}")
     _check_size(path, header)
     picture = _decode(path, data, header)
-    return np.ascontiguousarray(turn_upright(_to_rgb8(path, picture), header.orientation))
+    return np.ascontiguousarray(turn_upright(_to_rgb8(path, picture, header.largest, ground), header.orientation))
 
 
 def turn_upright(picture: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -116,10 +117,13 @@ def _decode(path: Path, data: bytes, header: Header) -> NDArray[np.generic]:
     return picture
 
 
-def _to_rgb8(path: Path, picture: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """OpenCV's greyscale, BGR or BGRA of any integer depth to RGB, transparent pixels on white."""
+def _to_rgb8(path: Path, picture: NDArray[np.generic], largest: int, ground: int) -> NDArray[np.uint8]:
+    """OpenCV's greyscale, BGR or BGRA of any integer depth to RGB, transparent pixels on `ground`.
+
+    largest: what stands for white where there are more than 8 bits.
+    """
     if picture.dtype == np.uint16:
-        picture = ((picture.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        picture = np.minimum((picture.astype(np.uint32) * 255 + largest // 2) // largest, 255).astype(np.uint8)
     if picture.dtype != np.uint8:
         raise PictureError(f"{path}: pixels are stored as {picture.dtype}; save it with 8 or 16 bits per channel")
     if picture.ndim == 2:
@@ -129,5 +133,5 @@ def _to_rgb8(path: Path, picture: NDArray[np.generic]) -> NDArray[np.uint8]:
     if picture.shape[2] not in (2, 4):
         return colour
     alpha = np.asarray(picture[..., -1:], np.uint32)
-    on_white = colour.astype(np.uint32) * alpha + 255 * (255 - alpha)
-    return ((on_white + 127) // 255).astype(np.uint8)
+    laid = colour.astype(np.uint32) * alpha + ground * (255 - alpha)
+    return ((laid + 127) // 255).astype(np.uint8)

@@ -18,12 +18,14 @@ _TIFF_FORMATS = {1: "B", 3: "H", 4: "I"}  # the integer field types that matter 
 
 @dataclass(frozen=True)
 class Header:
-    """Kind ("PNG", "JPEG", ...), size in stored pixels (before turning) and EXIF orientation 1..8."""
+    """Kind ("PNG", "JPEG", ...), size in stored pixels (before turning), EXIF orientation 1..8, and the number that
+    stands for white where there are more than 8 bits."""
 
     kind: str
     width: int
     height: int
     orientation: int = UPRIGHT
+    largest: int = 65_535
 
 
 class BrokenPicture(ValueError):
@@ -39,10 +41,10 @@ def read_header(data: bytes) -> Header | None:
         if not matches(data):
             continue
         try:
-            width, height, orientation = parse(data)
+            width, height, orientation, *largest = parse(data)
         except (struct.error, IndexError) as error:
             raise BrokenPicture(f"the {kind} file ends too early: it is cut off") from error
-        return Header(kind, width, height, orientation if 1 <= orientation <= 8 else UPRIGHT)
+        return Header(kind, width, height, orientation if 1 <= orientation <= 8 else UPRIGHT, *largest)
     return None
 
 
@@ -162,25 +164,29 @@ def _tiff(data: bytes) -> tuple[int, int, int]:
     return tags.get(256, 0), tags.get(257, 0), UPRIGHT  # OpenCV turns TIFF pictures itself
 
 
-def _netpbm(data: bytes) -> tuple[int, int, int]:
+def _netpbm(data: bytes) -> tuple[int, ...]:
     words = re.sub(rb"#[^\n]*", b" ", data[2:1024]).split()
     if len(words) < 2 or not (words[0].isdigit() and words[1].isdigit()):
         raise BrokenPicture("the PNM file has no size in its header")
-    return int(words[0]), int(words[1]), UPRIGHT
+    deep = len(words) > 2 and words[2].isdigit() and int(words[2]) > 255  # OpenCV stretches no more than 8 bits
+    return int(words[0]), int(words[1]), UPRIGHT, int(words[2]) if deep else 65_535
 
 
-def _avif(data: bytes) -> tuple[int, int, int]:
-    """The largest of the spatial extents, and the turn to the left and the mirror that follows, as one orientation."""
+def _avif(data: bytes) -> tuple[int, ...]:
+    """The largest of the spatial extents, the turn to the left and the mirror that follows, as one orientation, and
+    what 8, 10 or 12 bits hold, which OpenCV leaves as it is."""
     start = struct.unpack_from(">I", data)[0]
     meta = data[start : start + struct.unpack_from(">I", data, start)[0]]
     sizes = [struct.unpack_from(">II", meta, found.end() + 4) for found in re.finditer(rb"ispe", meta)]
     width, height = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
     turn, mirror = meta.find(b"irot"), meta.find(b"imir")
     quarters = meta[turn + 4] & 3 if turn >= 0 else 0
+    coded = meta.find(b"av1C")
+    bits = {0x40: 10, 0x60: 12}.get(meta[coded + 6] & 0x60, 8) if coded >= 0 else 8
     if mirror < 0:
-        return width, height, (1, 8, 3, 6)[quarters]
+        return width, height, (1, 8, 3, 6)[quarters], 2**bits - 1
     left_right = meta[mirror + 4] & 1
-    return width, height, ((4, 5, 2, 7), (2, 7, 4, 5))[left_right][quarters]
+    return width, height, ((4, 5, 2, 7), (2, 7, 4, 5))[left_right][quarters], 2**bits - 1
 
 
 def exif_orientation(block: bytes) -> int:
@@ -209,7 +215,7 @@ def _is_avif(data: bytes) -> bool:
     return data[4:8] == b"ftyp" and any(brand in data[8:40] for brand in (b"avif", b"avis"))
 
 
-_KINDS: tuple[tuple[Callable[[bytes], bool], str, Callable[[bytes], tuple[int, int, int]]], ...] = (
+_KINDS: tuple[tuple[Callable[[bytes], bool], str, Callable[[bytes], tuple[int, ...]]], ...] = (
     (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), "PNG", _png),
     (lambda data: data.startswith(b"\xff\xd8\xff"), "JPEG", _jpeg),
     (lambda data: data.startswith((b"GIF87a", b"GIF89a")), "GIF", _gif),

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakValueDictionary
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -25,25 +26,24 @@ try:
 except ImportError:  # Windows: two runs at once are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
+_held: WeakValueDictionary[Path, IO[str]] = WeakValueDictionary()
+
 
 def hold(folder: Path) -> IO[str]:
     """Keeps other runs out of `folder` until the file that is returned is closed. One that is there is waited for: a
     scheduler may start a run again while the process that it stopped still saves."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lock"
-    lock = path.open("a")
+    if (before := _held.pop(folder.resolve(), None)) is not None:  # by a run of this process that an error ended
+        before.close()
+    lock = _held[folder.resolve()] = (folder / "lock").open("w")
     if fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if path.read_text() != f"{os.getpid()}\n":  # an earlier run of this process is over
-                print(f"waiting for another process that trains into {folder}", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            print(f"waiting for another process that trains into {folder}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             pass
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
     return lock
 
 
@@ -100,16 +100,19 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {k: file.get_tensor(k) for k in file.keys()}, facts  # noqa: SIM118 - safe_open is no mapping
 
 
-def cut_log(path: Path, step: int) -> None:
+def cut_log(path: Path, step: int) -> int:
     """Keep the lines of a log (JSON with "step", one a line) up to `step`: later steps are run again.
 
-    Half a line, which a killed run may leave, is dropped.
+    Half a line, which a killed run may leave, is dropped. Returns the last step that is told of, -1 for none.
     """
-    kept = []
+    kept, last = [], -1
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            earlier = json.loads(line)["step"] <= step
+            told = json.loads(line)["step"]
         except json.JSONDecodeError:
             continue
-        kept += [line] if earlier else []
+        if told <= step:
+            kept.append(line)
+            last = told
     config.write_text(path, "".join(f"{line}\n" for line in kept))
+    return last

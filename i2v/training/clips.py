@@ -20,6 +20,7 @@ from i2v.training.settings import Training
 HELD_OUT_WORLD = 64  # clips of the world that validation chooses from
 MOST_HELD_OUT = 1000  # of the user's
 ENCODED_AT_ONCE = 2**20  # pixels of frames, four of 512x512: an autoencoder's activations are large
+IDENTITY = "files "  # what an identity begins with, by how clips are told apart
 NONE_HELD_OUT = "none is held out, so validation measures on what is learnt from"
 
 
@@ -76,18 +77,22 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
     else:
         words += f"\n{len(train):,} clips to learn from, {len(held_out):,} held out"
     about = "\n".join([clips.identity, str(cfg.hold_out), *clips.captions])
-    return RunClips(train, held_out, words, hashlib.sha256(about.encode()).hexdigest()[:16], clips.dropped)
+    identity = IDENTITY + hashlib.sha256(about.encode()).hexdigest()[:16]
+    return RunClips(train, held_out, words, identity, clips.dropped)
 
 
 def split(clips: EncodedClips, share: float) -> tuple[EncodedClips, EncodedClips]:
     """Clips to learn from and held-out ones, told apart by a hash of the file's name: new files move no old one.
 
-    Of more than `MOST_HELD_OUT` the others are learnt from. Where the share keeps none (or all), both are all clips.
+    Of more than `MOST_HELD_OUT` the files with the largest hashes are learnt from. Where the share keeps none (or all),
+    both are all clips.
     """
     place = [int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8], 16) / 2**32
              for name in clips.names]  # fmt: skip
     held = [k for k, at in enumerate(place) if at < share]
     if not held or len(held) == len(clips):
         return clips, clips
-    held = sorted(sorted(held, key=lambda k: place[k])[:MOST_HELD_OUT])
+    if len(held) > MOST_HELD_OUT:
+        most = sorted(place[k] for k in held)[MOST_HELD_OUT]
+        held = [k for k in held if place[k] < most]  # all draws of a file or none
     return clips.subset(sorted({*range(len(clips))}.difference(held))), clips.subset(held)

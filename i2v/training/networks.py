@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -193,8 +193,9 @@ class Networks:
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             for other in folder.glob(".image-embeds-*.npy"):
-                if time.time() - other.stat().st_mtime > ABANDONED:  # by a run that was killed
-                    other.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):  # another run may do the same
+                    if time.time() - other.stat().st_mtime > ABANDONED:  # by a run that was killed
+                        other.unlink()
             aside = file.with_name(f".{file.name}.{os.getpid()}.npy")
             out: np.memmap | None = None
             done, waiting = 0, []

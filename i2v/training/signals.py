@@ -18,7 +18,7 @@ def stop_signals() -> Iterator[list[int]]:
     numbers = [signal.SIGTERM, signal.SIGINT]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # Windows has none
         numbers.append(signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}  # None: not set from Python
 
     def catch(number: int, _: object) -> None:
         caught.append(number)

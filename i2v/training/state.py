@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from i2v import config
 from i2v.config import ConfigError
 from i2v.training import checkpoint
-from i2v.training.clips import RunClips
+from i2v.training.clips import IDENTITY, RunClips
 from i2v.training.ema import EMA
 from i2v.training.optim import optimizer_tensors, restore_optimizer
 from i2v.training.settings import Training, allowed_changes, refuse_changes
@@ -35,6 +35,7 @@ class State:
     seconds: float = 0.0
     clips: dict[str, Any] = field(default_factory=dict)
     lock: IO[str] | None = None  # on `--out`, of the process that writes
+    logged: int = -1  # the last step that the log tells of
 
     def save(self) -> None:
         """A checkpoint in `--out`; all but the newest `--keep-checkpoints` are deleted."""
@@ -52,7 +53,8 @@ class State:
         where the checkpoint trained other tensors or with other settings.
         """
         out, words = self.cfg.out, ""
-        self.lock = checkpoint.hold(out) if writes else None
+        if writes and self.lock is None:
+            self.lock = checkpoint.hold(out)
         if (found := checkpoint.latest(out)) is not None:
             tensors, facts = checkpoint.load(found)
             if {k[6:] for k in tensors if k.startswith("model.")} != self.trained.keys():
@@ -73,13 +75,14 @@ class State:
                 words += (f"\nmade by {before} processes, now {self.processes} go on: the same samples, sums rounded "
                           "in another order")  # fmt: skip
         if writes:  # with no checkpoint the line of step 0 is written again too
-            checkpoint.cut_log(out / "log.jsonl", self.step if found is not None else -1)
+            self.logged = checkpoint.cut_log(out / "log.jsonl", self.step if found is not None else -1)
         return words
 
     def note_clips(self, clips: RunClips) -> None:
         """Remember which clips these are. Raises ConfigError where a run that goes on had others."""
         before = self.clips.get("identity", clips.identity)
-        if before != clips.identity and "data" not in allowed_changes(self.cfg):
+        older = before and not before.startswith(IDENTITY)  # by their rows in the cache: not comparable
+        if before != clips.identity and not older and "data" not in allowed_changes(self.cfg):
             raise ConfigError(
                 f"--data {self.cfg.data}: the clips or captions are others than when this run began; take another "
                 "--out for a new run, or go on with --allow-change data"

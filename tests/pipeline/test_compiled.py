@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from torch._dynamo.utils import counters
 import sample
 from i2v.load import load
 from i2v.pipeline import I2VPipeline
+from i2v.video import read_settings
 
 SETTINGS = {"steps": 3, "num_frames": 4}
 
@@ -62,7 +64,32 @@ def test_the_command_line(
     flags += ["--output", output]
     assert sample.main([*flags, "--compile"]) == 0 and len(called) == 1
     assert "compiling the UNet: its first step takes minutes" in capsys.readouterr().out
-    assert sample.main(["--from", output, "--output", output, "--overwrite"]) == 0 and len(called) == 2
+    again = ["--from", output, "--output", output, "--overwrite"]
+    assert sample.main([*again, "--compile"]) == 0 and len(called) == 2
     assert "made as recorded" in capsys.readouterr().out
+    assert sample.main(again) == 0 and len(called) == 2, "a compiler is not asked of who makes it again"
+    assert "compile was True, is False; the last bits may differ" in capsys.readouterr().out
     assert sample.main([*flags, "--overwrite", "--compile", "--memory", "lean"]) == 0 and len(called) == 2
-    assert "--compile: not under the plan lean, which frees memory within a step" in capsys.readouterr().out
+    assert "--compile: not under the plan lean" in capsys.readouterr().out
+    assert sample.main([*flags, "--overwrite", "--compile", "--int8"]) == 2
+    assert "--compile and --int8" in capsys.readouterr().err
+
+
+def test_where_there_is_no_compiler(
+    miniature: Path, photo: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """PyTorch says so at the first step; the video is made without."""
+
+    def failing(function: Callable[..., object], **settings: object) -> Callable[..., object]:
+        def fails(*given: object, **named: object) -> None:
+            raise torch._dynamo.exc.TorchRuntimeError("no C++ compiler was found\nmore of it")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", failing)
+    cv2.imwrite(str(tmp_path / "picture.png"), photo)
+    flags = ["--weights", str(miniature), "--image", str(tmp_path / "picture.png"), "--steps", "1", "--num-frames", "2"]
+    assert sample.main([*flags, "--output", str(tmp_path / "out.webp"), "--compile"]) == 0
+    assert "--compile: failed, the video is made without (no C++ compiler was found)" in capsys.readouterr().out
+    assert not read_settings(tmp_path / "out.webp")["run"]["compile"]

@@ -87,7 +87,11 @@ def test_the_first_picture_is_the_anchor(
 
 
 def test_the_authors_rounding_takes_the_first_picture_s_size(pipe: I2VPipeline, photo: Photo, other: Photo) -> None:
-    assert pipe({0: photo, 5: other}, fit="released", **QUICK).frames.shape[1:3] == picture.released_size(90, 120, 64)
+    """Rounded once: 90x120 pixels at 88 become 64x128, which at its shorter side would be 64x64."""
+    for side, size in ((64, (64, 64)), (88, (64, 128))):
+        made = pipe({0: photo, 5: other}, fit="released", **QUICK, height=side)
+        assert made.frames.shape[1:3] == picture.released_size(90, 120, side) == size
+        assert (made.settings["request"]["height"], made.settings["request"]["width"]) == size
 
 
 @pytest.mark.parametrize(

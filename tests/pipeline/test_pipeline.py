@@ -20,6 +20,7 @@ from i2v.load import load
 from i2v.lora import base_of, merge
 from i2v.models.i2v_adapter import remove_i2v_adapter
 from i2v.models.lora import TrainedLoRA
+from i2v.models.vae import VAE, Posterior
 from i2v.pipeline import I2VPipeline
 from i2v.presets import released_settings
 from i2v.request import Request
@@ -186,6 +187,32 @@ def test_numbers_that_overflow_are_no_black_video(
     next(reversed(list(getattr(broken, part).parameters()))).data.fill_(torch.inf)
     with pytest.raises(Overflow, match="latents.*float32; lower" if part == "unet" else "frames.*float32; lower"):
         broken(photo, "a red ball", steps=1, num_frames=2)
+
+
+def test_a_vae_that_float16_does_not_hold_goes_on_in_float32(
+    miniature: Path, photo: NDArray[np.uint8], device: torch.device, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """In both directions; numbers that float32 does not hold either are told as before."""
+    half = load("tiny", device, torch.float16, miniature)
+    encode, decode = type(half.vae).encode, type(half.vae).decode
+
+    def encoded(vae: VAE, x: torch.Tensor, tile: int) -> Posterior:
+        made = encode(vae, x, tile)
+        return Posterior(made.mean * (torch.nan if x.dtype == torch.float16 else 1), made.std)
+
+    def decoded(vae: VAE, z: torch.Tensor, tile: int) -> torch.Tensor:
+        return decode(vae, z, tile) * (torch.inf if z.dtype == torch.float16 else 1)
+
+    plain = half(photo, "a red ball", steps=1, num_frames=2).frames
+    for name, spoilt in (("encode", encoded), ("decode", decoded)):
+        half.vae.half()
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            caplog.clear()
+            patch.setattr(type(half.vae), name, spoilt)
+            frames = half(photo, "a red ball", steps=1, num_frames=2).frames
+        assert caplog.text.count("too large for float16: the VAE goes on in float32") == 1
+        assert half.vae_dtype == torch.float32 and np.abs(frames.astype(int) - plain).mean() < 3
 
 
 def test_no_tensor_stays_on_meta(pipe: I2VPipeline) -> None:

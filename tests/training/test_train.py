@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -46,6 +47,8 @@ def test_a_signal_saves_and_exits_and_the_same_command_goes_on(
     capsys: pytest.CaptureFixture[str],
     number: int,
 ) -> None:
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_DFL)  # whatever this process was started with
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
         stop_at(patch, 6, number)  # in the fourth step, which is finished first
@@ -85,20 +88,38 @@ def test_a_step_is_saved_before_its_validation(toy: Toy, tmp_path: Path, monkeyp
             toy.run(tmp_path, save_every=4, validate_every=4, hold_out=0.0)
     assert [p.name for p in checkpoint.complete(tmp_path)] == ["step-000004"]
     toy.run(tmp_path, save_every=4, validate_every=4, hold_out=0.0)
-    assert toy.code == 0
+    rows = log(tmp_path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6] and rows[4].keys() >= {"val_200", "nearer"}
+    with monkeypatch.context() as patch:  # also where the run ends there, and the next command has nothing to train
+        patch.setattr(train, "make_videos", lambda *given: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            toy.run(tmp_path / "2", steps=4, save_every=4, validate_every=4, hold_out=0.0)
+    toy.run(tmp_path / "2", steps=4, save_every=4, validate_every=4, hold_out=0.0)
+    assert toy.code == 0 and log(tmp_path / "2")[-1].keys() >= {"val_200", "nearer"}
 
 
 def test_another_process_that_trains_there_is_waited_for(
-    toy: Toy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    toy: Toy, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = ("import sys, time; from pathlib import Path; from i2v.training.checkpoint import hold; "
-              "kept = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(3)")  # fmt: skip
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+    script = ("import sys; from pathlib import Path; from i2v.training.checkpoint import hold; "
+              "kept = hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()")  # fmt: skip
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    flock, saved = fcntl.flock, list[bool]()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as other:
+        assert other.stdin is not None and other.stdout is not None and other.stdout.readline() == "held\n"
+
+        def waited(file: Any, how: int) -> None:
+            if not how & fcntl.LOCK_NB:  # the second try, which waits
+                saved.append((tmp_path / "config.json").exists())
+                other.stdin.close()  # type: ignore[union-attr]
+            flock(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", waited)
         toy.run(tmp_path, steps=1)
-        assert other.wait(20) == 0 and "waiting for another process" in capfd.readouterr().out
+    assert saved == [False] and toy.code == 0 and other.returncode == 0
+    assert f"waiting for another process that trains into {tmp_path}" in capsys.readouterr().out
     toy.run(tmp_path, steps=1)
-    assert "waiting" not in capfd.readouterr().out
+    assert len(saved) == 1 and "waiting" not in capsys.readouterr().out
 
 
 def test_kill_9_while_a_checkpoint_is_written(toy: Toy, unbroken: Path, tmp_path: Path, root: Path) -> None:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -89,6 +90,27 @@ def test_sixteen_bits_are_rounded(tmp_path: Path) -> None:
     picture = read_image(written(tmp_path, "x.png", encoded(Image.fromarray(SIXTEEN), "PNG")))
     assert np.abs(picture[..., 0] - SIXTEEN / 257).max() <= 0.5
     assert (picture == picture[..., :1]).all()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_avif_of_any_depth(tmp_path: Path, bits: int, alpha: bool) -> None:
+    """OpenCV gives 10 and 12 bits as they are; were they taken for 16, the picture would be black, or gone."""
+    deep = np.dstack([RGB, np.full_like(ALPHA, 255)])[..., (2, 1, 0, 3) if alpha else (2, 1, 0)]
+    if bits > 8:
+        deep = ((deep.astype(np.uint32) * (2**bits - 1) + 127) // 255).astype(np.uint16)
+    path = tmp_path / "x.avif"
+    if not cv2.imwrite(str(path), deep, [cv2.IMWRITE_AVIF_DEPTH, bits, cv2.IMWRITE_AVIF_QUALITY, 100]):
+        pytest.skip(f"this OpenCV ({cv2.__version__}) writes no AVIF")
+    assert np.abs(read_image(path).astype(int) - RGB).mean() < 4
+
+
+@pytest.mark.parametrize("largest", [255, 1000, 1023, 65535])
+def test_pnm_of_any_depth(tmp_path: Path, largest: int) -> None:
+    values = (RGB.astype(np.uint32) * largest + 127) // 255
+    head = b"P6\n# a comment\n%d %d\n%d\n" % (RGB.shape[1], RGB.shape[0], largest)
+    path = written(tmp_path, "x.ppm", head + values.astype("u1" if largest < 256 else ">u2").tobytes())
+    assert np.abs(read_image(path).astype(int) - RGB).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -329,3 +330,19 @@ def test_a_real_clip_survives(tmp_path: Path, shared_media: Callable[[str], Path
     write_video(tmp_path / "clip.mp4", clip, 8)
     back = read_video(tmp_path / "clip.mp4")
     assert back.shape == clip.shape and cv2.PSNR(back.reshape(-1, 480, 3), clip.reshape(-1, 480, 3)) > 32
+
+
+def test_an_encoder_that_is_missing_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyAV with an FFmpeg that has no x264 writes VP9 and says so; where OpenCV has no VP9 either, nothing is begun."""
+    av = pytest.importorskip("av")
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    assert check_output(tmp_path / "x.mp4") == tmp_path / "x.mp4" and not list(tmp_path.iterdir())
+    written = write_video(tmp_path / "x.mp4", FRAMES, 8)
+    assert written.codec == "VP9" and "PyAV was built without x264" in written.note
+    broken = SimpleNamespace(VideoWriter=lambda *given: SimpleNamespace(isOpened=lambda: False), __version__="5")
+    broken.VideoWriter.fourcc = lambda *given: 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(mp4, "cv2", broken)
+    with pytest.raises(OutputError, match="cannot encode VP9: pip install av"):
+        check_output(tmp_path / "y.mp4")
+    assert check_output(tmp_path / "y.webp") == tmp_path / "y.webp"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.mp4"]
