@@ -6,10 +6,12 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 from eval import compare, drawn_path, fault_rates, known_flow, long_video, miniature, probe_ceiling, reproduce
 from eval.paper import TABLES
+from i2v.free_memory import is_out_of_memory
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "miniature": miniature.main,
@@ -40,6 +42,11 @@ def main(argv: list[str]) -> int:
         return 130
     except (ValueError, OSError) as error:  # the errors that this project raises for what users gave
         return fail(" ".join(str(error).split()))
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, BrokenExecutor) or is_out_of_memory(error)):
+            raise
+        return fail("out of memory (or a process was killed); give fewer --workers, smaller or shorter videos: what is "
+                    "measured or made stays, the same command goes on")  # fmt: skip
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from eval.measured import measure
 from eval.networks import NetworkFiles, open_networks
@@ -18,6 +19,7 @@ from eval.video_set import least
 from eval.videos import Video, described, found
 from i2v import config
 from i2v.config import ConfigError, flag
+from i2v.picture import Fit
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Comparison(NetworkFiles):
     prompts: Path | None = flag(None, ".json of names and prompts, or .txt with a line per picture, by name")
     masks: Path | None = flag(None, "a folder: where each picture's one object is, white on black; then its motion is "
                               "compared with the one that the prompt asks for")  # fmt: skip
+    fit: tuple[str, ...] = flag((), "MODEL=stretch or MODEL=pad: how a model's program fitted the pictures, where not "
+                                "by cover, which crops the centre")  # fmt: skip
     frames: int | None = flag(None, "only the first so many of each video")
     interval: float | None = flag(None, "percent; not given: 95 where there are enough videos")
     evalcrafter: bool = flag(False, "CLIPTemp, FlowScore, WarpingError as EvalCrafter's code computes them")
@@ -48,7 +52,8 @@ def run(cfg: Comparison) -> None:
     for name, low in (("workers", 1), ("shown", 0), ("frames", 2)):
         if getattr(cfg, name) is not None and getattr(cfg, name) < low:
             raise ConfigError(f"--{name} {getattr(cfg, name)}: expected {low} or more")
-    videos = described(found(cfg.videos), cfg.reference, cfg.prompts, cfg.masks)
+    models = found(cfg.videos)
+    videos = described(models, cfg.reference, cfg.prompts, cfg.masks, fits_of(cfg.fit, list(models)))
     check_interval(cfg.interval, videos)
     files = NetworkFiles(cfg.raft, cfg.dover, cfg.aesthetic, cfg.clip, cfg.device)
     networks = open_networks(files)
@@ -61,6 +66,18 @@ def run(cfg: Comparison) -> None:
     for table in write(report, measured):
         print(table.text())
     print(f"every value: {cfg.out / 'results.json'}; every clip: {cfg.out / 'page.html'}")
+
+
+def fits_of(texts: Sequence[str], models: Sequence[str]) -> dict[str, Fit]:
+    """MODEL=FIT by model; raises ConfigError for another model or fit."""
+    out: dict[str, Fit] = {}
+    for text in texts:
+        model, _, how = text.rpartition("=")
+        if model not in models or how not in get_args(Fit):
+            raise ConfigError(f"--fit {text}: expected MODEL=FIT, with one of the models {', '.join(models)} and one "
+                              f"of {', '.join(get_args(Fit))}")  # fmt: skip
+        out[model] = how  # type: ignore[assignment]
+    return out
 
 
 def check_interval(percent: float | None, videos: Sequence[Video]) -> None:

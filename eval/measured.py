@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from eval.scores import OUT_OF_MEMORY, Scores, Switches, measured_by, score
 from eval.video_set import check_same_length
 from eval.videos import Video
 from eval.workers import spread
+from i2v.media.quiet import quiet_opencv
 from i2v.picture import fit
 from i2v.video import read_image, read_video
 
@@ -29,11 +31,12 @@ Frames = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Measured:
-    """A video, its size (frames, height, width), and what was measured in it."""
+    """A video, its size (frames, height, width), what was measured in it, and its frames a second where it tells."""
 
     video: Video
     size: tuple[int, int, int]
     scores: Scores
+    fps: float | None = None
 
     @property
     def label(self) -> str:
@@ -82,7 +85,18 @@ def measure(videos: Sequence[Video], files: NetworkFiles, networks: Networks, sw
             if OUT_OF_MEMORY not in scores.reasons.values():
                 log_row(log, key, code, known[key])
             bar.update()
-    return [Measured(video, facts[video][0], Scores(**known[facts[video][1]])) for video in videos]
+    return [Measured(v, facts[v][0], Scores(**known[facts[v][1]]), frame_rate(v.path)) for v in videos]
+
+
+def frame_rate(path: Path) -> float | None:
+    """Frames a second that a video file names; None for folders of frames, GIF and WebP, whose frames differ."""
+    if path.is_dir() or path.suffix.lower() in (".gif", ".webp"):
+        return None
+    with quiet_opencv():
+        capture = cv2.VideoCapture(os.path.abspath(path))
+        rate = float(capture.get(cv2.CAP_PROP_FPS))
+        capture.release()
+    return round(rate, 2) if rate > 0 else None
 
 
 def _facts(video: Video, count: int | None) -> tuple[tuple[int, int, int], str]:

@@ -6,6 +6,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from eval.clip_network import CLIP, load_clip
 from eval.dover.load import load_dover
 from eval.dover.network import DOVER
@@ -33,13 +35,14 @@ class NetworkFiles:
 
 @dataclass(frozen=True)
 class Networks:
-    """Loaded; None: not given. `names`: what each is. `sha256`: of their files."""
+    """Loaded; None: not given. `names`: what each is. `sha256`: of their files. `device`: the kind that they run on."""
 
     raft: Raft | None
     dover: DOVER | None
     clip: CLIP | None
     names: dict[str, str]
     sha256: dict[str, str]
+    device: str = "cpu"
 
 
 @functools.lru_cache(maxsize=1)
@@ -49,6 +52,8 @@ def open_networks(files: NetworkFiles) -> Networks:
     Raises OSError for a file that is not there and ValueError for one that holds something else.
     """
     device = pick_device(files.device)
+    if device.type == "cuda":  # TF32, PyTorch's default for convolutions, keeps 10 bits
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     raft = None if files.raft is None else Raft(load_raft(files.raft).to(device))
     dover = None if files.dover is None else load_dover(files.dover, files.aesthetic).to(device)
     clip = None if files.clip is None else load_clip(files.clip)
@@ -58,4 +63,5 @@ def open_networks(files: NetworkFiles) -> Networks:
     names = {} if raft is None else {"raft": raft.name}
     names |= {} if dover is None else {"dover": "DOVER"}
     names |= {} if clip is None else {"clip": clip.name}
-    return Networks(raft, dover, clip, names, {name: sha256(file) for name, file in files.given().items()})
+    hashes = {name: sha256(file) for name, file in files.given().items()}
+    return Networks(raft, dover, clip, names, hashes, device.type)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from eval.charts import scatter_chart
-from eval.intervals import wilson_interval
+from eval.intervals import paired_interval, wilson_interval
 from eval.measured import Measured, picture_of, read
 from eval.networks import Networks
 from eval.page import Grid, Section, Shot, write_page
@@ -51,11 +51,13 @@ def write(report: Report, measured: Sequence[Measured]) -> list[Table]:
     notes = missing(measured, [*paper, *others]) + warnings(report, measured)
     rows, more = _rows(report, models, paper, True), _rows(report, models, others, False)
     head = ["", "videos"]
-    tables = [Table("paper", "The paper's metrics", [*head, *(c.head for c in paper)], rows,
-                    "\n\n".join([*notes, WARPING_SCALE]))]  # fmt: skip
+    notes += [WARPING_SCALE, *made_by(report.networks)]
+    tables = [Table("paper", "The paper's metrics", [*head, *(c.head for c in paper)], rows, "\n\n".join(notes))]
     if others:
         tables.append(Table("others", "Other measures", [*head, *(c.head for c in others)], more,
                             "No figures of the paper stand beside these."))  # fmt: skip
+    if pairs := paired(models, [*paper, *others]):
+        tables.append(pairs)
     write_text(report.out / "tables.md", "\n".join(t.markdown() for t in tables))
     write_text(report.out / "results.json", json.dumps(facts(report, measured), indent=1) + "\n")
     words = "Means over videos; brackets are bootstrap intervals over pictures."
@@ -122,9 +124,63 @@ def missing(measured: Sequence[Measured], shown_columns: Sequence[Column]) -> li
     return out
 
 
+def made_by(networks: Networks) -> list[str]:
+    """The networks that measured, by name and hash, and what is to be known of them."""
+    named = [f"{networks.names[name]} (sha256 {networks.sha256[name][:12]})" for name in networks.names]
+    out = [f"Networks: {', '.join(named)}."] if named else []
+    if networks.clip is not None:
+        out.append("Which CLIP the paper used is not known.")
+    return out
+
+
+def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Column]) -> Table | None:
+    """Every model minus the first one, over the pictures that both have; None where no pair has enough of them."""
+    (first, reference), *others = models.items()
+    lines = []
+    for model, found in others:
+        cells, counts = [], [0]
+        for column in shown_columns:
+            ours, theirs = (_by_scene(some, column.name) for some in (found, reference))
+            common = [scene for scene in ours if scene in theirs]
+            counts.append(len(common))
+            if len(common) < least():
+                cells.append(NONE)
+                continue
+            mine, reference_s = ([side[scene] for scene in common] for side in (ours, theirs))
+            middle = (sum(mine) - sum(reference_s)) / len(common)
+            cells.append(cell((middle, *paired_interval(mine, reference_s)), column.digits, sign=True))
+        if any(one != NONE for one in cells):
+            lines.append([model, str(max(counts)), *cells])
+    words = "95 % intervals over pictures; one that leaves 0 out is a difference that other pictures would show too."
+    head = ["", "pictures", *(c.head for c in shown_columns)]
+    return Table("paired", f"Minus {first}, picture by picture", head, lines, words) if lines else None
+
+
+def _by_scene(found: Sequence[Measured], name: str) -> dict[str, float]:
+    """The mean of each picture's videos, as it is shown."""
+    values: dict[str, list[float]] = {}
+    for m in found:
+        if name in m.scores.values:
+            values.setdefault(m.video.scene, []).append(shown(name, m.scores.values[name]))
+    return {scene: sum(some) / len(some) for scene, some in values.items()}
+
+
 def warnings(report: Report, measured: Sequence[Measured]) -> list[str]:
     """What makes rows hard to compare."""
     out = []
+    scenes = {model: {m.video.scene for m in found} for model, found in by_model(measured).items()}
+    every_scene = set().union(*scenes.values())
+    if lacking := {model: len(every_scene - own) for model, own in scenes.items() if own != every_scene}:
+        told = ", ".join(f"{model} lacks {count}" for model, count in lacking.items())
+        out.append(f"Rows are means over different pictures: of {len(every_scene)}, {told}.")
+    rates = sorted({m.fps for m in measured if m.fps is not None})
+    if len(rates) > 1:
+        out.append(f"Frames a second differ ({', '.join(f'{rate:g}' for rate in rates)}): FlowScore, WarpingError and "
+                   "CLIPTemp count from frame to frame; bring all videos to one rate before.")  # fmt: skip
+    without = [m.label for m in measured if not m.video.prompt]
+    if without and len(without) < len(measured) and report.networks.clip is not None:
+        out.append(f"Without a prompt: {count_of(len(without), 'video')} ({first_of(without)}); text alignment is that "
+                   "of the others.")  # fmt: skip
     sizes = dict.fromkeys(f"{m.size[2]} x {m.size[1]}" for m in measured)
     if len(sizes) > 1:
         out.append(f"FlowScore counts pixels, and the videos are of different size: {', '.join(sizes)}.")
@@ -244,7 +300,7 @@ def facts(report: Report, measured: Sequence[Measured]) -> dict[str, Any]:
                 "model": m.video.model, "file": str(m.video.path), "scene": m.video.scene, "prompt": m.video.prompt,
                 "reference": None if m.video.reference is None else str(m.video.reference),
                 "frames": m.size[0], "height": m.size[1], "width": m.size[2],
-                "values": m.scores.values, "reasons": m.scores.reasons, "details": m.scores.details,
+                "fps": m.fps, "values": m.scores.values, "reasons": m.scores.reasons, "details": m.scores.details,
             }
             for m in measured
         ],

@@ -17,21 +17,23 @@ from tqdm import tqdm
 
 from eval import miniature, report
 from eval.compare import check_interval
-from eval.measured import Measured, measure
+from eval.measured import Measured, measure, read
 from eval.networks import NetworkFiles, open_networks
 from eval.paper import OURS, TABLES, Row
 from eval.picture_set import MJHQ_COUNT, Pair, chosen, of_world, write_list
 from eval.scores import Switches
 from eval.tables import count_of
+from eval.video_set import check_same_length
 from eval.videos import Video, described, found
 from eval.workers import spread
-from i2v import assemble, config, load
+from i2v import __version__, assemble, config, load
 from i2v.assemble import ModelFiles
 from i2v.config import ConfigError, flag
+from i2v.device import pick_device, pick_dtype
 from i2v.jobs import Checker, Job, Ready
 from i2v.pipeline import I2VPipeline
 from i2v.request import Request
-from i2v.video import write_video
+from i2v.video import read_settings, write_video
 
 TITLES = {
     "table1": "Table 1: against other methods",
@@ -63,6 +65,7 @@ class Reproduction(ModelFiles, NetworkFiles):
     t0: float | None = flag(None, "of the rows that do not set it; not given: the preset's")
     p: float | None = flag(None, "of the rows that do not set it; not given: the preset's")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag("auto", "number format of the model")
+    frames: int | None = flag(None, "measure only the first so many of each video")
     interval: float | None = flag(None, "percent; not given: 95 where there are enough pictures")
     dover_seed: int = flag(0, "of DOVER's random fragments")
     shown: int = flag(12, "pictures on the page")
@@ -73,7 +76,7 @@ class Reproduction(ModelFiles, NetworkFiles):
 def run(table: str, cfg: Reproduction) -> None:
     """Everything that the command does; what can be wrong is looked at before the long work."""
     out = cfg.out or Path("outputs") / table
-    for name, low in (("workers", 1), ("shown", 0), ("count", 1)):
+    for name, low in (("workers", 1), ("shown", 0), ("count", 1), ("frames", 2)):
         if getattr(cfg, name) is not None and getattr(cfg, name) < low:
             raise ConfigError(f"--{name} {getattr(cfg, name)}: expected {low} or more")
     model = ModelFiles(**{f.name: getattr(cfg, f.name) for f in fields(ModelFiles)})
@@ -87,13 +90,13 @@ def run(table: str, cfg: Reproduction) -> None:
     pairs = picture_set(cfg, plan, out)
     rows = rows_of(table, plan.preset.name)
     jobs = {row.name: [job(row, pair, cfg.seed + i, cfg, out) for i, pair in enumerate(pairs)] for row in rows}
-    others = described(found(cfg.videos), [pair.file for pair in pairs], None) if cfg.videos else []
+    others = of_others(cfg, pairs, cfg.num_frames or plan.preset.num_frames) if cfg.videos else []
     videos = [of(row, pair, one) for row in rows for pair, one in zip(pairs, jobs[row.name], strict=True)]
     prompts = {pair.name: pair.prompt for pair in pairs}
     videos += [replace(v, prompt=prompts.get(v.scene, v.prompt)) for v in others]
     check_interval(cfg.interval, videos)
     make([one for several in jobs.values() for one in several], plan, cfg)
-    measured = measure(videos, files, networks, Switches(seed=cfg.dover_seed), None, out, cfg.workers)
+    measured = measure(videos, files, networks, Switches(seed=cfg.dover_seed), cfg.frames, out, cfg.workers)
     if small:
         measured = in_small(measured)
     size = measured[0].size
@@ -107,6 +110,24 @@ def run(table: str, cfg: Reproduction) -> None:
     for one in report.write(done, measured):
         print(one.text())
     print(f"every value: {out / 'results.json'}; every clip: {out / 'page.html'} and {out / 'videos'}")
+
+
+def of_others(cfg: Reproduction, pairs: Sequence[Pair], own: int) -> list[Video]:
+    """Other methods' videos of the set's pictures; those of other pictures are left out, and told.
+
+    Raises ConfigError where none is left, and ValueError for videos that cannot be read or have another length than
+    ours, `own` frames, before any is made.
+    """
+    names = {pair.name for pair in pairs}
+    everything = described(found(cfg.videos), [pair.file for pair in pairs], None)
+    videos = [video for video in everything if video.scene in names]
+    if not videos:
+        raise ConfigError(f"--videos {' '.join(cfg.videos)}: none is of the set's pictures; name them as those")
+    if len(videos) < len(everything):
+        print(f"--videos: {count_of(len(everything) - len(videos), 'video')} of other pictures left out")
+    lengths = {str(video.path): len(read(video, cfg.frames)) for video in videos}
+    check_same_length({**lengths, "a video of this model": min(own, cfg.frames or own)})
+    return videos
 
 
 def picture_set(cfg: Reproduction, plan: assemble.Plan, out: Path) -> list[Pair]:
@@ -157,11 +178,19 @@ def make(jobs: Sequence[Job], plan: assemble.Plan, cfg: Reproduction) -> None:
     checker = Checker(plan, overwrite=True, skip=True, reserved=jobs)
     ready = [checker.check(one) for one in tqdm(jobs, desc="checking", unit="video", leave=False, disable=None)]
     bars = cfg.workers == 1 and sys.stderr.isatty()
-    todo = {one.output: (one, plan.files, cfg.device, cfg.dtype, bars) for one in ready if not one.finished}
+    number = str(pick_dtype(cfg.dtype, pick_device(cfg.device), plan.parameters)).removeprefix("torch.")
+    stays = [one.finished and made_so(one.output, number) for one in ready]
+    todo = {one.output: (one, plan.files, cfg.device, cfg.dtype, bars) for one, done in zip(ready, stays) if not done}
     with tqdm(total=len(todo), desc="sampling", unit="video", disable=not todo) as bar:
         for _ in spread(_make, todo, cfg.workers):
             bar.update()
     pipeline.cache_clear()  # its memory is the networks' now
+
+
+def made_so(video: Path, number: str) -> bool:
+    """Whether a finished video was made in this number format by this version: a row holds no two kinds."""
+    was = read_settings(video)
+    return was["run"].get("dtype") == number and was["versions"].get("i2v-adapter") == __version__
 
 
 def _make(ready: Ready, files: ModelFiles, device: str, dtype: str, progress: bool) -> None:

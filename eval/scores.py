@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from eval.flow_networks import Dis, FlowNetwork
@@ -23,7 +25,9 @@ from eval.metrics.text_alignment import text_alignment
 from eval.metrics.warping_error import warping_error
 from eval.networks import Networks
 from eval.tables import COLUMNS, Column
+from i2v import picture
 from i2v.free_memory import is_out_of_memory
+from i2v.models import clip_vision
 from i2v.picture import centre_crop
 
 Video = NDArray[np.uint8]
@@ -147,11 +151,15 @@ def _plain(value: Any) -> Any:
 
 
 def measured_by(networks: Networks, switches: Switches) -> str:
-    """A hash over all code that measures, the networks' files and the switches: other measurements are not reused."""
-    here = Path(__file__).parent
-    digest = hashlib.sha256(repr((sorted(networks.sha256.items()), switches)).encode())
+    """A hash over all code that measures, the networks' files and device, versions and switches: other measurements are
+    not reused."""
+    here, models = Path(__file__).parent, Path(clip_vision.__file__).parent
+    versions = torch.__version__, cv2.__version__, np.__version__, networks.device
+    digest = hashlib.sha256(repr((sorted(networks.sha256.items()), switches, versions)).encode())
     digest.update(repr(None if networks.dover is None else networks.dover.aesthetic_backbone is not None).encode())
     code = [f for part in ("metrics", "raft", "dover") for f in sorted((here / part).glob("*.py"))]
-    for file in [*code, here / "clip_network.py", here / "flow_networks.py", here / "scores.py"]:
+    code += [here / f"{name}.py" for name in ("clip_network", "flow_networks", "measured", "scores")]
+    code += [models / f"{name}.py" for name in ("clip_layers", "clip_text", "clip_vision", "tokenizer")]
+    for file in [*code, Path(picture.__file__)]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:20]

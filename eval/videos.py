@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 from i2v.config import ConfigError
@@ -81,16 +82,22 @@ def found(given: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def described(
-    models: Mapping[str, Sequence[Path]], references: Sequence[Path], prompts: Path | None, masks: Path | None = None
-) -> list[Video]:
+    models: Mapping[str, Sequence[Path]], references: Sequence[Path], prompts: Path | None, masks: Path | None = None,
+    fits: Mapping[str, Fit] = MappingProxyType({}),
+) -> list[Video]:  # fmt: skip
     """Every video with its picture and prompt: those given, else what the video's own settings tell.
 
     references: pictures, or folders of them, named as the videos: `cat.png` is for `cat.mp4`, `cat_0.mp4`, `cat-svd`.
     prompts: .json of names and prompts, or .txt with a line for each picture by name. A `cat.txt` beside the picture
-    counts too. masks: a folder of pictures named as the references.
+    counts too. masks: a folder of pictures named as the references. fits: how a model's generator fitted the pictures,
+    where its videos do not tell; "cover" by itself. Raises ConfigError where two references have one name.
     """
-    pictures = {p.stem: p for p in pictures_in(references)}
+    pictures: dict[str, Path] = {}
+    for file in pictures_in(references):
+        if (other := pictures.setdefault(file.stem, file)).resolve() != file.resolve():
+            raise ConfigError(f"--reference: {other} and {file} are both called {file.stem}; give them other names")
     videos = [_video(model, path, pictures) for model, paths in models.items() for path in paths]
+    videos = [replace(v, fit=fits.get(v.model, v.fit)) for v in videos]
     texts = {} if prompts is None else prompts_of(prompts, sorted(pictures or {v.scene for v in videos}, key=counted))
     covers = {} if masks is None else {p.stem: p for p in pictures_in([masks])}
     out = []
@@ -132,8 +139,14 @@ def prompts_of(file: Path, names: Sequence[str]) -> dict[str, str]:
         raise ConfigError(f"--prompts {file} is not valid json: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"--prompts {file}: expected an object of names and prompts, found {type(values).__name__}")
-    plain = {Path(k).stem: v.get("prompt") if isinstance(v, dict) else v for k, v in values.items()}
+    plain = {_called(k): v.get("prompt") if isinstance(v, dict) else v for k, v in values.items()}
     return {name: prompt for name, prompt in plain.items() if isinstance(prompt, str)}
+
+
+def _called(name: str) -> str:
+    """Without a picture's or a video's ending: "v1.5 cat" has none."""
+    path = Path(name)
+    return path.stem if path.suffix.lower() in FILES | FRAMES | set(PICTURES) else path.name
 
 
 def _video(model: str, path: Path, pictures: Mapping[str, Path]) -> Video:
@@ -142,8 +155,8 @@ def _video(model: str, path: Path, pictures: Mapping[str, Path]) -> Video:
     request: dict[str, Any] = {} if own is None else own.settings["request"]
     first = own is not None and own.settings["pictures"][0]["frame"] == 0
     made_from = [Path(text) for text in own.images()[:1]] if own is not None and first else []
-    name = next((n for n in sorted(pictures, key=len, reverse=True) if _is_of(stem, n)), "")
-    name = name or next((p.stem for p in made_from if p.stem in pictures), "")
+    name = next((p.stem for p in made_from if p.stem in pictures), "")  # cat_2.mp4 may be of cat.png with seed 2
+    name = name or next((n for n in sorted(pictures, key=len, reverse=True) if _is_of(stem, n)), "")
     reference = pictures.get(name) or (made_from[0] if made_from and not pictures else None)
     fit: Fit = request["fit"] if request.get("fit") in get_args(Fit) else "cover"
     start = None if own is None else (float(request["t0"]), float(request["p"]))

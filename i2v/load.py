@@ -30,6 +30,7 @@ from i2v.prompt import OneEncoder, TwoEncoders
 from i2v.residency import Residency, Streamed, streamed_unit, take
 from i2v.sources import ATTENTION, CONTROLNET, PROJECTION, schedule_of
 from weights_convert import files
+from weights_convert.lora import weights_of
 from weights_convert.mapped import release
 
 __all__ = ["CONTENT", "PROJECTION", "TEXT_FILES", "PartFile", "header", "headers", "load", "save_part", "schedule_of"]
@@ -232,7 +233,7 @@ def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
         if plan.files.int8 and any(is_int8(name, key, tensor) for key, tensor in part.tensors.items()):
             facts[name]["int8"] = True
     for number, ((name, path, scale), count) in enumerate(zip(plan.loras, plan.layers, strict=True), 1):
-        made = {"file": path.name, "sha256": known_sha256(path), "scale": scale, "layers": count}
+        made = {"file": path.name, "sha256": known_sha256(weights_of(path)), "scale": scale, "layers": count}
         facts[f"{name} {number}"] = made
     return facts
 

@@ -105,7 +105,8 @@ def _recognised(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         return replace(content, layout=_of_config(path, config, tensors))
     if isinstance(found, Refusal):
         return _lora(content) if found.kind == "lora" else replace(content, problem=str(found), refusal=found)
-    if config is not None and len(found.parts) == 1:
+    known = found.configs.get(found.parts[0])
+    if config is not None and len(found.parts) == 1 and (known is None or isinstance(config, type(known))):
         found = replace(found, configs={found.parts[0]: config})
     return replace(content, layout=found)
 

@@ -131,7 +131,10 @@ def read_pipeline(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             values = json.loads(settings.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConversionError(f"{settings}: expected json, {error}; take the folder anew") from error
-        prediction = str(values.get("prediction_type", "epsilon")) if isinstance(values, dict) else "epsilon"
+        values = values if isinstance(values, dict) else {}
+        prediction = str(values.get("prediction_type", "epsilon"))
+        if str(values.get("_class_name", "")).startswith("EDM") and "beta_schedule" not in values:
+            prediction = "EDM"  # Playground v2.5; ordinary models carry that class too, with the betas of their own
         if prediction != "epsilon":
             advice = "use a model that predicts the noise"
             raise ConversionError(f"{settings}: its network predicts {prediction!r}, expected 'epsilon'; {advice}")

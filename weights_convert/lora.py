@@ -67,13 +67,19 @@ def read_lora(path: str | Path, base: Base | None = None) -> LoRAFile:
     return lora_of(tensors, metadata, settings, str(path), base)
 
 
+def weights_of(path: Path) -> Path:
+    """The file itself, or that of a folder which is read; raises FileNotFoundError where it has none."""
+    if not path.is_dir():
+        return path
+    inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+    if not inside:
+        raise FileNotFoundError(f"{path}: holds no LoRA, expected one of {', '.join(FOLDER_FILES)}; give "
+                                "the file itself")  # fmt: skip
+    return inside[0]
+
+
 def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
-    if path.is_dir():
-        inside = [path / name for name in FOLDER_FILES if (path / name).is_file()]
-        if not inside:
-            raise FileNotFoundError(f"{path}: holds no LoRA, expected one of {', '.join(FOLDER_FILES)}; give "
-                                    "the file itself")  # fmt: skip
-        path = inside[0]
+    path = weights_of(path)
     tensors, metadata = files.read(path)
     beside = path.parent / SETTINGS
     settings = {}

@@ -79,6 +79,8 @@ REFUSALS = (
     _conv_in(5, "a depth-guided model"),
     Refusal(r"time_embed(ding)?\.cond_proj\.", "a model distilled with an embedded guidance scale (LCM)",
             "use a plain model, with an LCM LoRA if you like"),
+    Refusal(r"^edm_(mean|std)$", "a model of another noise schedule (EDM), such as Playground v2.5",
+            "use one that predicts the noise"),
     Refusal(r"^(v_pred|ztsnr|edm_vpred\.sigma_m(ax|in))$", "a v-prediction model", "use one that predicts the noise"),
     Refusal(r"scaled_fp8|\.scale_weight$", "a file of scaled 8-bit weights", "use the 16- or 32-bit version"),
     Refusal(r"^image_proj\.proj\.[0-3]\.weight$|^ip_adapter\..*_lora\.", "an IP-Adapter for faces",
@@ -96,10 +98,11 @@ def refused(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = 
     found = next((r for r in REFUSALS if r.holds(tensors)), None)
     if found is not None:
         return found
-    prediction = (metadata or {}).get("modelspec.prediction_type", "")
-    if prediction.lower() not in NOISE:
-        what = f"a model that predicts {prediction!r} by its metadata (modelspec.prediction_type)"
-        return Refusal("", what, "use one that predicts the noise")
+    for name in ("modelspec.prediction_type", "modelspec.predict_key"):  # of kohya, of ComfyUI
+        prediction = (metadata or {}).get(name, "")
+        if prediction.lower() not in NOISE:
+            what = f"a model that predicts {prediction!r} by its metadata ({name})"
+            return Refusal("", what, "use one that predicts the noise")
     averaged = any(key.startswith("model_ema.diffusion_model") for key in tensors)
     if averaged and not any(key.startswith("model.diffusion_model.") for key in tensors):
         what = "the running average of a UNet alone, without the plain names that tell where each tensor belongs"

@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import json
 import pickle
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from eval import __main__, measured, report, scores
+from eval import __main__, compare, measured, report, scores
 from eval.clip_network import CLIP
 from eval.flow_networks import Raft
 from eval.networks import NetworkFiles, Networks, open_networks
@@ -142,6 +144,78 @@ def test_a_video_of_ours_tells_picture_prompt_and_start(models: Path) -> None:
     assert (other.prompt, other.scene) == ("a cat runs", "cat")
 
 
+def test_the_recorded_picture_counts_before_the_name(models: Path) -> None:
+    """cat_2.mp4 may be the second seed of cat.png, although there is a cat_2.png."""
+    cv2.imwrite(str(models / "pictures" / "cat_2.png"), np.zeros((32, 32, 3), np.uint8))
+    settings = {"request": {"prompt": "", "t0": 1, "p": 0.5}, "preset": "tiny", "run": {}, "versions": {},
+                "weights": {}, "pictures": [{"frame": 0, "file": f"{models}/pictures/cat.png"}]}  # fmt: skip
+    write_video(models / "own" / "cat_2.mp4", moving(), 8, settings)
+    write_video(models / "other" / "cat_2.mp4", moving(), 8)
+    given = {name: [models / name / "cat_2.mp4"] for name in ("own", "other")}
+    assert [video.scene for video in described(given, [models / "pictures"], None)] == ["cat", "cat_2"]
+
+
+def test_two_references_of_one_name_are_refused(models: Path) -> None:
+    cv2.imwrite(str(models / "cat.png"), np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(ConfigError, match="pictures/cat.png and .*cat.png are both called cat; give them other names"):
+        described({}, [models / "pictures", models / "cat.png"], None)
+    described({}, [models / "pictures", models / "pictures" / "cat.png"], None)  # the same one twice
+
+
+def test_how_another_program_fitted_its_pictures(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models_of = found([f"{models}/ours", f"svd={models}/svd"])
+    fits = compare.fits_of(["svd=stretch"], list(models_of))
+    videos = described(models_of, [models / "pictures"], None, None, fits)
+    assert [(v.model, v.fit) for v in videos] == [("ours", "cover")] * 2 + [("svd", "stretch")] * 2
+    for wrong in ("svd=squeeze", "pika=pad", "stretch"):
+        assert __main__.main(command(models, "--fit", wrong)) == 2
+        assert f"--fit {wrong}: expected MODEL=FIT, with one of the models ours, svd" in capsys.readouterr().err
+
+
+def test_what_makes_rows_hard_to_compare_is_told(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(models / "svd" / "bird.mp4", moving(3), 24)
+    (models / "pictures" / "cat.txt").write_text("a cat runs")
+    assert __main__.main(command(models, "--reference", f"{models}/pictures")) == 0
+    told = capsys.readouterr().out
+    assert "Rows are means over different pictures: of 3, ours lacks 1." in told
+    assert "Frames a second differ (8, 24)" in told and "text alignment is that" not in told
+    rates = [v["fps"] for v in json.loads((models / "out" / "results.json").read_text())["videos"]]
+    assert rates == [None, None, 24, 8, 8]
+
+
+def test_each_model_minus_the_first(tmp_path: Path) -> None:
+    """Over the pictures of both: a small difference of each pair shows although the pictures differ a lot."""
+
+    def made(model: str, scene: int, value: float) -> measured.Measured:
+        one = Video(model, tmp_path / f"{model}{scene}.mp4", str(scene))
+        return measured.Measured(one, (4, 32, 32), Scores({"clip_temp": value}))
+
+    spread = np.random.default_rng(0).normal(0, 1, 12)
+    models = {"a": [made("a", i, x) for i, x in enumerate(spread)],
+              "b": [made("b", i, x + 0.1 + 0.01 * (i % 2)) for i, x in enumerate(spread[:10])],
+              "c": [made("c", i, x) for i, x in enumerate(spread[:5])]}  # fmt: skip
+    table = report.paired(models, PAPER)
+    assert table is not None and [row[:2] for row in table.rows] == [["b", "10"]], "c has too few pictures"
+    mean, low, high = (float(x.strip("[],")) for x in table.rows[0][3].split())
+    assert 0.1 < low < mean < high < 0.11 and "Minus a" in table.title
+    assert report.paired({"a": models["a"]}, PAPER) is None
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool("a child"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_runs_out_is_one_line(
+    error: Exception, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(compare, "measure", fails)
+    assert __main__.main(command(models)) == 2
+    assert "out of memory (or a process was killed); give fewer --workers" in capsys.readouterr().err
+    monkeypatch.setattr(compare, "measure", lambda *given: {}["a bug"])
+    with pytest.raises(KeyError):
+        __main__.main(command(models))
+
+
 def test_videos_of_another_prompt_stand_in_a_row_of_their_own(models: Path) -> None:
     """Those that tell no prompt stand with the first."""
     captions = {"ours": "a cat runs", "more": "a cat sleeps", "svd": ""}
@@ -158,8 +232,9 @@ def test_videos_of_another_prompt_stand_in_a_row_of_their_own(models: Path) -> N
 
 
 def test_prompts(tmp_path: Path) -> None:
-    (tmp_path / "meta_data.json").write_text('{"a1": {"category": "art", "prompt": "x"}, "b.jpg": "y", "c": 3}')
-    assert prompts_of(tmp_path / "meta_data.json", []) == {"a1": "x", "b": "y"}
+    text = '{"a1": {"category": "art", "prompt": "x"}, "b.jpg": "y", "c": 3, "v1.5 d": "z"}'
+    (tmp_path / "meta_data.json").write_text(text)
+    assert prompts_of(tmp_path / "meta_data.json", []) == {"a1": "x", "b": "y", "v1.5 d": "z"}
     (tmp_path / "p.txt").write_text("x\n")
     with pytest.raises(ValueError, match="1 lines for 2 pictures; give a line for each"):
         prompts_of(tmp_path / "p.txt", ["a", "b"])

@@ -15,6 +15,7 @@ from eval.paper import METRICS, TABLE_1, TABLE_2, TABLE_3
 from eval.picture_set import chosen, of_world, write_list
 from i2v import presets
 from i2v.data.world import LEVEL_1
+from i2v.video import write_video
 
 
 @pytest.fixture
@@ -60,6 +61,39 @@ def test_a_table_is_made_and_not_made_again(random_folder: Path, pictures: Path,
     again = reproduce.Reproduction(pictures=pictures, set_seed=7, list_=out / "pictures.json")
     pairs = reproduce.picture_set(again, reproduce.assemble.plan(reproduce.ModelFiles()), tmp_path / "again")
     assert [pair.name for pair in pairs] == [row["name"] for row in listed]
+
+
+def test_videos_of_another_format_or_version_are_made_again(
+    random_folder: Path, pictures: Path, tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an overflow in float16: a row holds no two kinds."""
+    flags = f"table1 --weights {random_folder} --pictures {pictures} --count 1 --steps 1 --out {tmp_path}/o"
+    made: list[object] = []
+    make = reproduce._make
+    monkeypatch.setattr(reproduce, "_make", lambda *given: made.append(given[0]) or make(*given))
+    for number, more in ((1, []), (1, []), (2, ["--dtype", "bfloat16"]), (2, ["--dtype", "bfloat16"])):
+        assert __main__.main([*flags.split(), "--device", "cpu", *more]) == 0
+        assert len(made) == number
+    monkeypatch.setattr(reproduce, "__version__", "another")
+    assert __main__.main([*flags.split(), "--device", "cpu", "--dtype", "bfloat16"]) == 0 and len(made) == 3
+
+
+def test_other_methods_beside_ours(random_folder: Path, pictures: Path, tmp_path: Path, short: None,
+                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """Of the set's pictures alone; another length is told before anything is made, and may be cut."""
+    for name in ("boat", "cat", "dog", "house", "elephant"):
+        write_video(tmp_path / "svd" / f"{name}.mp4", np.zeros((5, 64, 64, 3), np.uint8), 8)
+    flags = f"table1 --weights {random_folder} --pictures {pictures} --steps 1 --out {tmp_path}/o --device cpu"
+    given = [*flags.split(), "--videos", f"SVD={tmp_path}/svd"]
+    assert __main__.main(given) == 2
+    assert "a video of this model has 3; cut all to 3 frames (--frames 3)" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "videos").exists()
+    assert __main__.main([*given, "--frames", "3"]) == 0
+    assert "--videos: 1 video of other pictures left out" in capsys.readouterr().out
+    results = json.loads((tmp_path / "o" / "results.json").read_text())["videos"]
+    assert sorted(v["scene"] for v in results if v["model"] == "SVD") == ["boat", "cat", "dog", "house"]
+    assert __main__.main([*given[:-1], f"SVD={tmp_path}/svd/elephant.mp4"]) == 2
+    assert "none is of the set's pictures" in capsys.readouterr().err
 
 
 def test_rows_share_their_noise(random_folder: Path, pictures: Path, tmp_path: Path, short: None) -> None:

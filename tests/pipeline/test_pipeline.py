@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from i2v import picture
 from i2v.config import ConfigError
 from i2v.device import Overflow
+from i2v.hashes import sha256
 from i2v.load import load
 from i2v.lora import base_of, merge
 from i2v.models.i2v_adapter import remove_i2v_adapter
@@ -138,6 +139,22 @@ def test_what_is_removed_leaves_the_base_s_bits(pipe: I2VPipeline, photo: NDArra
     off = latents(pipe, photo)
     remove_i2v_adapter(pipe.unet)
     assert torch.equal(latents(pipe, photo), off) and not torch.equal(off, first)
+
+
+def test_a_lora_s_folder_is_known_by_the_file_that_is_read(
+    pipe: I2VPipeline, miniature: Path, device: torch.device, photo: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """As PEFT and diffusers call it; asked for after the denoising, where an error would cost the video."""
+    lora = TrainedLoRA(pipe.unet, ["*.attn?.to_*"], 2, torch.Generator().manual_seed(0))
+    base = base_of({"unet": pipe.unet, "text_encoder": pipe.text_encoder.encoder})
+    assert base is not None
+    for name in ("adapter_model", "pytorch_lora_weights"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"not this one")
+        write_lora(folder / f"{name}.safetensors", {"unet": lora.pairs()}, base)
+        made = load("tiny", device, folder=miniature, lora=folder)(photo, "a cat", steps=1, num_frames=2)
+        assert made.settings["weights"]["lora 1"]["sha256"] == sha256(folder / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (16, 40), (104, 24), (72, 88)])

@@ -58,6 +58,7 @@ CLIP = f"cond_stage_model.transformer.{IDS}"
         (SINGLE, {"v_pred": (0,)}, "a v-prediction model"),
         (XL, {"ztsnr": (0,)}, "a v-prediction model"),
         (XL, {"edm_vpred.sigma_min": ()}, "a v-prediction model"),
+        (XL, {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}, "another noise schedule (EDM)"),
         (SINGLE, {f"{UNET}time_embed.cond_proj.weight": (320, 256)}, "LCM"),
         (SINGLE, {f"{UNET}time_embedding.cond_proj.weight": (320, 256)}, "LCM"),
         (SINGLE, {"cond_stage_model.model.ln_final.weight": (1024,)}, "Stable Diffusion 2"),
@@ -94,10 +95,11 @@ def test_known_and_unwanted(name: str, change: dict[str, tuple[int, ...]], says:
     assert len(message.split(": ", 1)[1]) > 10 and "not supported" not in message
 
 
+@pytest.mark.parametrize("name", ["modelspec.prediction_type", "modelspec.predict_key"])
 @pytest.mark.parametrize("prediction, wanted", [("epsilon", True), ("v", False), ("V_PREDICTION", False)])
-def test_what_the_metadata_says_is_predicted(prediction: str, wanted: bool, manifest: Manifest) -> None:
+def test_what_the_metadata_says_is_predicted(prediction: str, wanted: bool, name: str, manifest: Manifest) -> None:
     """A v-prediction model without the marker: its picture would be wrong, not its keys."""
-    source, metadata = published(manifest, SINGLE), {"modelspec.prediction_type": prediction}
+    source, metadata = published(manifest, SINGLE), {name: prediction}
     if wanted:
         assert detect(source, "x", metadata).name == "sd15-single-file"
         return

@@ -125,6 +125,19 @@ def test_what_the_scheduler_says_is_predicted(prediction: str, wanted: bool, fol
         assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("own", [{}, {"beta_schedule": "scaled_linear"}])
+def test_a_schedule_of_another_kind(own: dict[str, str], folder: Path, manifest: Manifest) -> None:
+    """Playground v2.5's is refused; ordinary models are saved with that class too, and keep their betas."""
+    fill(folder, "sdxl", manifest)
+    values = {"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", **own}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
+    if own:
+        assert read_parts(folder).layout.name == "sdxl-diffusers-folder"
+    else:
+        with pytest.raises(ConversionError, match="its network predicts 'EDM', expected 'epsilon'"):
+            read_parts(folder)
+
+
 @pytest.mark.parametrize(
     "key, shape, says",
     [

@@ -108,6 +108,7 @@ def _aliases(base: Base) -> Iterator[tuple[str, tuple[str, str]]]:
     for path, original in unet_layers(base.unet).items():
         for name in {path, _plain_out(path)}:
             yield f"unet.{name}", ("unet", path)
+        yield f"unet.{original}", ("unet", path)
         for name in {path, original}:
             yield "lora_unet_" + name.replace(".", "_"), ("unet", path)
     for path in motion_layers(base.unet):

@@ -58,6 +58,8 @@ def _unet(cfg: UNetConfig, keys: Collection[str] | None, ema: bool) -> list[Rule
             why = f"running average of {len(stored)} of {len(plain)} tensors only; the plain weights are taken"
             log.warning("the running average of the UNet is incomplete: %s", why)
         return [*rules, counters, Drop(r"model_ema.{p:diffusion_model\w+}", why)]
+    log.warning("of the UNet the running average is taken; merges may carry that of another model: `python -m "
+                "weights_convert convert FILE FOLDER --to own --no-ema` takes the other weights")  # fmt: skip
     renames = tuple(rule for rule in rules if isinstance(rule, Rename))
     return [
         Lookup(averaged, renames, "model_ema.diffusion_model... -> unet, the running average"),
