@@ -146,9 +146,9 @@ def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Col
             if len(common) < least():
                 cells.append(NONE)
                 continue
-            mine, reference_s = ([side[scene] for scene in common] for side in (ours, theirs))
-            middle = (sum(mine) - sum(reference_s)) / len(common)
-            cells.append(cell((middle, *paired_interval(mine, reference_s)), column.digits, sign=True))
+            mine, other = ([side[scene] for scene in common] for side in (ours, theirs))
+            middle = (sum(mine) - sum(other)) / len(common)
+            cells.append(cell((middle, *paired_interval(mine, other)), column.digits, sign=True))
         if any(one != NONE for one in cells):
             lines.append([model, str(max(counts)), *cells])
     words = "95 % intervals over pictures; one that leaves 0 out is a difference that other pictures would show too."

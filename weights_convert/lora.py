@@ -7,6 +7,7 @@ has had, PEFT's files and folders, AnimateDiff's motion LoRA and domain adapter.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from weights_convert.detect import detect
 from weights_convert.layouts.lora import BASES, GRAMMARS, ROLES, UNSUPPORTED, Base, resolve, width
 from weights_convert.rules import ConversionError
 
+log = logging.getLogger(__name__)
 Pairs = dict[str, LoRAPair]
 FOLDER_FILES = [
     f"{name}.{kind}" for kind in ("safetensors", "bin") for name in ("adapter_model", "pytorch_lora_weights")
@@ -31,6 +33,7 @@ SETTINGS = "adapter_config.json"  # PEFT's, beside its weights
 DIFFUSERS_SETTINGS = "lora_adapter_metadata"  # the same, per part, in a file's metadata
 OWN_BASE = "lora_base"  # in our files: the base's config, so that they are read without the model
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # PEFT's, those that leave the base as it is
+MOST_UNKNOWN = 16  # layers that a large file may have beside known ones, as some trainers' tools leave them
 LARGEST = 100  # levels, layers or blocks in such a config; a spoilt one must not fill the memory with names
 
 
@@ -116,10 +119,16 @@ def lora_of(
     pairs = _paired(named, _Alphas(metadata, settings, file), file)
     candidates = [base] if base else _own_base(metadata, file) or BASES
     readings = [(b, *_placed(pairs, b)) for b in candidates]
-    fitting = [(b, parts) for b, parts, problems in readings if not problems]
+    fitting = [(b, parts) for b, parts, problems, unknown in readings if not problems and not unknown]
     if not fitting:
-        _, _, problems = min(readings, key=lambda reading: len(reading[2]))
-        raise ConversionError(f"{file}: {_made_for(pairs, base)}; give such a one, {_listed(problems)}")
+        few = min(MOST_UNKNOWN, len(pairs) // 20)
+        b, parts, problems, unknown = min(readings, key=lambda reading: len(reading[2]) + len(reading[3]))
+        if problems or len(unknown) > few:
+            problems += [f"{key}: {b.name} has no such layer" for key in unknown]
+            raise ConversionError(f"{file}: {_made_for(pairs, base)}; give such a one, {_listed(problems)}")
+        log.warning("%s: %d of %d layers are unknown and left out: %s", file, len(unknown), len(pairs),
+                    ", ".join(unknown))  # fmt: skip
+        fitting = [(b, parts)]
     found, parts = fitting[0]
     name = found.name if len(fitting) == 1 else None
     if parts.keys() == {"motion"} and (name is None or name == "sd15"):
@@ -237,15 +246,15 @@ class _Alphas:
         return float(alpha) * (rank**0.5 if self.settings.get(f"{start}use_rslora") else 1.0)
 
 
-def _placed(pairs: Pairs, base: Base) -> tuple[dict[str, Pairs], list[str]]:
-    """The pairs by part and path of ours, and what does not fit the base."""
+def _placed(pairs: Pairs, base: Base) -> tuple[dict[str, Pairs], list[str], list[str]]:
+    """The pairs by part and path of ours, what does not fit the base, and names that it has no layer for."""
     parts: dict[str, Pairs] = {}
     taken: dict[tuple[str, str], str] = {}
-    problems = []
+    problems, unknown = list[str](), list[str]()
     for name, pair in pairs.items():
         target = resolve(name, base)
         if target is None:
-            problems.append(f"{name}: {base.name} has no such layer")
+            unknown.append(name)
             continue
         if taken.setdefault(target, name) != name:
             problems.append(f"{name}: {'.'.join(target)} is changed by {taken[target]} already")
@@ -256,13 +265,13 @@ def _placed(pairs: Pairs, base: Base) -> tuple[dict[str, Pairs], list[str]]:
         if expected and has != expected:
             problems.append(f"{name}: changes a weight {has}, that of {base.name} is {expected}")
         parts.setdefault(part, {})[path] = pair
-    return parts, problems
+    return parts, problems, unknown
 
 
 def _made_for(pairs: Pairs, base: Base | None) -> str:
     """Words for a LoRA that does not fit `base`, or none of the known bases."""
     expected = f"expected one for {base.name}" if base else "expected one for SD1.5 or SDXL"
-    fitting = [b.name for b in BASES if not _placed(pairs, b)[1]]
+    fitting = [b.name for b in BASES if not any(_placed(pairs, b)[1:])]
     second = [n for n, p in pairs.items() if re.search("attn2.to_k$|lora_te_", n) and 1024 in p.down.shape]
     if second:
         return f"this is a LoRA for Stable Diffusion 2 (its text is 1024 wide), {expected}"

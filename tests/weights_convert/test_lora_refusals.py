@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from teaching import teaches
 from torch import Tensor
 
 from weights_convert import files
-from weights_convert.layouts.lora import BASES, Base
+from weights_convert.layouts.lora import BASES, Base, table, width
 from weights_convert.lora import read_lora
 from weights_convert.rules import ConversionError
 
@@ -155,3 +156,26 @@ def test_shapes_that_make_no_pair(down: tuple[int, ...], up: tuple[int, ...], tm
     tensors[f"{FLAT}attn1_to_q.lora_up.weight"] = torch.zeros(up)
     with pytest.raises(ConversionError, match="make no pair of one rank"):
         read_lora(saved(tmp_path / "x.safetensors", tensors), SMALL)
+
+
+def test_a_few_unknown_layers_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Trainers' tools leave some beside the others; many of them mean that the file is for something else."""
+    base = BASES[0]
+    names = {target: name for name, target in table(base).items() if name.startswith("lora_unet_down")}
+    known = [(name, shape) for target, name in names.items() if (shape := width(*target, base)) is not None][:60]
+    tensors = {key: value for name, (out, inputs) in known for key, value in pair(name, out, inputs).items()}
+    strange = [f"lora_unet_strange_{number}" for number in range(4)]
+    three = {key: value for name in strange[:3] for key, value in pair(name, 4, 4).items()}
+    with caplog.at_level(logging.WARNING):
+        found = read_lora(saved(tmp_path / "x.safetensors", {**tensors, **three}), base)
+    assert sum(map(len, found.parts.values())) == len(known) == 60
+    assert f"3 of {len(known) + 3} layers are unknown and left out: {', '.join(strange[:3])}" in caplog.text
+    with pytest.raises(ConversionError, match="lora_unet_strange_3: sd15 has no such layer"):
+        read_lora(saved(tmp_path / "y.safetensors", {**tensors, **three, **pair(strange[3], 4, 4)}), base)
+
+
+def test_original_names_with_dots(tmp_path: Path) -> None:
+    """OneTrainer's of 2025."""
+    name = "unet.input_blocks.4.1.transformer_blocks.0.attn2.to_k"
+    found = read_lora(saved(tmp_path / "x.safetensors", pair(name, 640, 768)), BASES[0])
+    assert list(found.parts["unet"]) == ["down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"]

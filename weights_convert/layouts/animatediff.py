@@ -38,6 +38,7 @@ def animatediff(motion: MotionConfig) -> list[Rule]:
             beside=f"{block}.to_q.weight",
             build=partial(positions, motion.max_frames),
             why=f"the sinusoid of {motion.max_frames} frame positions",
+            longer=True,  # LongAnimateDiff's has 64
         ),
         Rename(f"{at}.temporal_transformer.{{p*}}", f"{at}.{{p*}}"),
     ]
