@@ -98,7 +98,7 @@ def read_parts(path: str | Path, layout: str | None = None, ema: bool = True) ->
     content leaves it open; `ema` takes the running average of the UNet where there is one. Raises ConversionError
     (see `detect` and `rules.convert`).
     """
-    tensors, metadata = read_pipeline(Path(path)) if is_pipeline(Path(path)) else files.read(path)
+    tensors, metadata = read_pipeline(Path(path)) if is_pipeline(Path(path)) else files.read(path, widen=False)
     return to_parts(tensors, str(path), layout, ema, metadata)
 
 
@@ -155,6 +155,7 @@ def to_parts(
 ) -> Parts:
     """`read_parts` for tensors that are read already."""
     found = detect(tensors, file, metadata) if layout is None else named(layout)
+    tensors = files.widened(tensors)  # now that it is known to be of use
     converted, report = convert(tensors, found.build(tensors.keys(), ema), found.name, file)
     return Parts(found, split_parts(completed(converted, found, file)), report, dict(metadata or {}))
 

@@ -34,14 +34,14 @@ EIGHT_BIT_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scale|scale_input|input_scale)$")
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: str | Path, widen: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a checkpoint and its metadata.
 
     `path` is a safetensors file, a torch file (.ckpt, .pth, .bin, .pt, TorchScript archives too) or a folder of a
     diffusers or transformers model's part, which may be in shards, or their index. The kind is told from the content,
     not from the name. Tensors are mapped, read from disk when used. Wrappers are taken off, and nothing outside of the
     weights (optimiser states) is read; the metadata of a torch file says what ("wrapper", "ignored"). 8-bit floats
-    become float16, which holds them exactly.
+    become float16, which holds them exactly; with `widen` False those of a single file stay, for `widened`.
 
     Raises FileNotFoundError, or ConversionError for a file that is something else, is damaged, or holds code.
     """
@@ -67,7 +67,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             raise ConversionError(f"{path}: {_what_is(head)}; expected a safetensors or torch checkpoint")
         mapped.unchanged()
-    return _plain(tensors, metadata, path)
+    return _plain(tensors, metadata, path, widen)
 
 
 def _what_is(head: bytes) -> str:
@@ -157,7 +157,12 @@ def _kind(content: Any) -> str:
     return str(content)[:80] if isinstance(content, Placeholder) else type(content).__name__
 
 
-def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Read:
+def widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With float16 in place of 8-bit floats: these are read from the disk for it."""
+    return {k: v.to(torch.float16) if v.dtype in EIGHT_BIT_FLOATS else v for k, v in tensors.items()}
+
+
+def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path, widen: bool) -> Read:
     """Without the level `module.` of training on several GPUs, without 8-bit floats, and refused where weights mean
     something only together with scales."""
     if tensors and all(key.startswith("module.") for key in tensors):
@@ -176,8 +181,7 @@ def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> 
         )
     if eight:
         stored = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in eight}))
-        for key in eight:
-            tensors[key] = tensors[key].to(torch.float16)
+        tensors = widened(tensors) if widen else tensors
         metadata = {**metadata, "stored": stored}
         log.info("%s: %d tensors are stored as %s and become float16", path.name, len(eight), stored)
     return tensors, metadata

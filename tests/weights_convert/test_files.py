@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from teaching import refused
 
 from weights_convert import files
+from weights_convert.detect import read_parts
 from weights_convert.rules import ConversionError
 
 TENSORS = {
@@ -176,6 +177,14 @@ def test_eight_bit_floats_become_float16_exactly(tmp_path: Path, dtype: torch.dt
     assert found["w"].dtype == torch.float16 and found["norm"].dtype == torch.float32
     assert torch.equal(found["w"].float().nan_to_num(7e5), every.float().nan_to_num(7e5))
     assert metadata["stored"] == str(dtype)[6:]
+
+
+def test_eight_bit_floats_of_another_model_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of downloads may hold many gigabytes of them, all of which a search looks at."""
+    save_file({"blocks.0.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
+    monkeypatch.setattr(files, "widened", lambda tensors: pytest.fail("was read"))
+    with pytest.raises(ConversionError, match="in no known layout"):
+        read_parts(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("name", ["scaled_fp8", "blocks.0.attn.scale_weight", "blocks.0.weight_scale"])
