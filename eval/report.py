@@ -32,7 +32,8 @@ WARPING_SCALE = "WarpingError is shown times 10,000: the scale of the paper's is
 @dataclass(frozen=True)
 class Report:
     """What is written. percent: of the intervals, None: 95 where the set is large enough. paper: the paper's rows,
-    which follow the row of the same name. shown: pictures on the page."""
+    which follow the row of the same name. shown: pictures on the page. reference: the row that others are compared with
+    picture by picture; "": the first."""
 
     title: str
     about: str
@@ -42,6 +43,7 @@ class Report:
     percent: float | None = None
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     shown: int = 12
+    reference: str = ""
 
 
 def write(report: Report, measured: Sequence[Measured]) -> list[Table]:
@@ -56,7 +58,7 @@ def write(report: Report, measured: Sequence[Measured]) -> list[Table]:
     if others:
         tables.append(Table("others", "Other measures", [*head, *(c.head for c in others)], more,
                             "No figures of the paper stand beside these."))  # fmt: skip
-    if pairs := paired(models, [*paper, *others]):
+    if pairs := paired(models, [*paper, *others], report.reference):
         tables.append(pairs)
     write_text(report.out / "tables.md", "\n".join(t.markdown() for t in tables))
     write_text(report.out / "results.json", json.dumps(facts(report, measured), indent=1) + "\n")
@@ -133,13 +135,16 @@ def made_by(networks: Networks) -> list[str]:
     return out
 
 
-def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Column]) -> Table | None:
-    """Every model minus the first one, over the pictures that both have; None where no pair has enough of them."""
-    (first, reference), *others = models.items()
-    lines = []
-    for model, found in others:
+def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Column], first: str = "") -> Table | None:
+    """Every model minus the `first`, over the pictures that both have; None where no pair has enough of them."""
+    first = first or next(iter(models))
+    reference, lines = models[first], []
+    columns = [c for c in shown_columns if any(c.name in m.scores.values for m in reference)]
+    for model, found in models.items():
+        if model == first:
+            continue
         cells, counts = [], [0]
-        for column in shown_columns:
+        for column in columns:
             ours, theirs = (_by_scene(some, column.name) for some in (found, reference))
             common = [scene for scene in ours if scene in theirs]
             counts.append(len(common))
@@ -151,8 +156,8 @@ def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Col
             cells.append(cell((middle, *paired_interval(mine, other)), column.digits, sign=True))
         if any(one != NONE for one in cells):
             lines.append([model, str(max(counts)), *cells])
-    words = "95 % intervals over pictures; one that leaves 0 out is a difference that other pictures would show too."
-    head = ["", "pictures", *(c.head for c in shown_columns)]
+    words = "95 % bootstrap intervals over pictures, too narrow where there are few of them."
+    head = ["", "pictures", *(c.head for c in columns)]
     return Table("paired", f"Minus {first}, picture by picture", head, lines, words) if lines else None
 
 

@@ -105,7 +105,7 @@ def run(table: str, cfg: Reproduction) -> None:
              f"{plan.preset.about}.")  # fmt: skip
     paper = {row.name: row.values for row in TABLES[table]}
     done = report.Report(TITLES[table], about, out, {"table": table, **config.to_dict(cfg)}, networks, cfg.interval,
-                         paper, cfg.shown)  # fmt: skip
+                         paper, cfg.shown, rows[-1].name if table == "table3" else "")  # fmt: skip
     print(f"{TITLES[table]}\n{about}\n")
     for one in report.write(done, measured):
         print(one.text())

@@ -196,9 +196,12 @@ def test_each_model_minus_the_first(tmp_path: Path) -> None:
               "c": [made("c", i, x) for i, x in enumerate(spread[:5])]}  # fmt: skip
     table = report.paired(models, PAPER)
     assert table is not None and [row[:2] for row in table.rows] == [["b", "10"]], "c has too few pictures"
-    mean, low, high = (float(x.strip("[],")) for x in table.rows[0][3].split())
+    assert table.head == ["", "pictures", "CLIPTemp"], "columns that nobody has are left out"
+    mean, low, high = (float(x.strip("[],")) for x in table.rows[0][2].split())
     assert 0.1 < low < mean < high < 0.11 and "Minus a" in table.title
     assert report.paired({"a": models["a"]}, PAPER) is None
+    turned = report.paired(models, PAPER, "b")
+    assert turned is not None and [row[0] for row in turned.rows] == ["a"] and turned.rows[0][2].startswith("-0.1")
 
 
 @pytest.mark.parametrize("error", [BrokenProcessPool("a child"), torch.OutOfMemoryError("CUDA out of memory")])
