@@ -131,9 +131,12 @@ def train(cfg: Training, run: Processes) -> int:
             if cfg.validate_every <= cfg.steps:  # what the untrained network does
                 report.row({"step": 0, **validate(cfg, networks, fixed, loss_of)})
         elif run.first and state.logged < state.step and state.step % cfg.validate_every == 0:  # stopped before it
-            row = validate(cfg, networks, fixed, loss_of)
-            row |= make_videos(cfg, networks, fixed, state.ema.shadow, trained, state.step)
-            report.row({"step": state.step, **row})
+            try:
+                row = validate(cfg, networks, fixed, loss_of)
+                row |= make_videos(cfg, networks, fixed, state.ema.shadow, trained, state.step)
+                report.row({"step": state.step, **row})
+            except (RuntimeError, OSError) as error:  # again: the training itself goes on
+                tqdm.write(f"no validation of step {state.step}: {error}; see --validate-every, --clips-made 0")
         batches = data.of_steps(state.step, cfg.steps, run.rank, run.count)
         while state.step < cfg.steps and not run.any(bool(stopped)):
             began, step = time.monotonic(), state.step

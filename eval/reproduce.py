@@ -195,7 +195,7 @@ def made_so(video: Path, number: str) -> bool:
 
 def _make(ready: Ready, files: ModelFiles, device: str, dtype: str, progress: bool) -> None:
     result = pipeline(files, device, dtype).run(ready.job.images, ready.job.request, progress)
-    write_video(ready.output, result.frames, result.fps, result.settings, overwrite=True)
+    write_video(ready.job.output or ready.output, result.frames, result.fps, result.settings, overwrite=True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -96,8 +96,7 @@ def described(
     for file in pictures_in(references):
         if (other := pictures.setdefault(file.stem, file)).resolve() != file.resolve():
             raise ConfigError(f"--reference: {other} and {file} are both called {file.stem}; give them other names")
-    videos = [_video(model, path, pictures) for model, paths in models.items() for path in paths]
-    videos = [replace(v, fit=fits.get(v.model, v.fit)) for v in videos]
+    videos = [_video(m, path, pictures, fits.get(m, "cover")) for m, paths in models.items() for path in paths]
     texts = {} if prompts is None else prompts_of(prompts, sorted(pictures or {v.scene for v in videos}, key=counted))
     covers = {} if masks is None else {p.stem: p for p in pictures_in([masks])}
     out = []
@@ -149,7 +148,7 @@ def _called(name: str) -> str:
     return path.stem if path.suffix.lower() in FILES | FRAMES | set(PICTURES) else path.name
 
 
-def _video(model: str, path: Path, pictures: Mapping[str, Path]) -> Video:
+def _video(model: str, path: Path, pictures: Mapping[str, Path], usual: Fit) -> Video:
     stem = path.name if path.is_dir() else path.stem
     own = _recipe(path)
     request: dict[str, Any] = {} if own is None else own.settings["request"]
@@ -158,7 +157,7 @@ def _video(model: str, path: Path, pictures: Mapping[str, Path]) -> Video:
     name = next((p.stem for p in made_from if p.stem in pictures), "")  # cat_2.mp4 may be of cat.png with seed 2
     name = name or next((n for n in sorted(pictures, key=len, reverse=True) if _is_of(stem, n)), "")
     reference = pictures.get(name) or (made_from[0] if made_from and not pictures else None)
-    fit: Fit = request["fit"] if request.get("fit") in get_args(Fit) else "cover"
+    fit: Fit = request["fit"] if request.get("fit") in get_args(Fit) else usual
     start = None if own is None else (float(request["t0"]), float(request["p"]))
     prompt = str(request.get("prompt", ""))
     return Video(model, path, name or (reference.stem if reference else stem), reference, fit, prompt, start)

@@ -303,11 +303,13 @@ class Fitting:
         speed = rate(self.dtype, self.device) * EFFICIENCY
         return table(self.choose(request), used_bytes() if self.device.type == "cpu" else 0, speed)
 
-    def next(self) -> None:
-        """On to the next plan; the model is let go of."""
-        self.plans, self.pipe = self.plans[1:], None
+    def next(self, plans: int = 1) -> None:
+        """On by so many plans; the model is let go of."""
+        self.plans, self.pipe = self.plans[plans:], None
         gc.collect()  # a compiled network refers to itself
         give_back_freed_memory()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def model(self) -> I2VPipeline:
         """Built under the plan that heads the list."""
@@ -331,16 +333,18 @@ class Fitting:
             try:
                 return work(self.model())
             except (MemoryError, RuntimeError) as error:
-                if self.compiled and type(error).__module__.startswith(COMPILER):
-                    self.say(f"--compile: failed, the video is made without ({str(error).strip().splitlines()[0]})")
-                    self.compiled, self.pipe = False, None
-                    continue
-                if not is_out_of_memory(error) or len(self.plans) == 1:
+                uncompiled = self.compiled and type(error).__module__.startswith(COMPILER)
+                if not uncompiled and (not is_out_of_memory(error) or len(self.plans) == 1):
                     raise
+                told = [*str(error).strip().splitlines(), type(error).__name__][0]
+            # here the error, whose traceback holds the model, is gone
+            if uncompiled:
+                self.compiled = False
+                self.next(0)
+                self.say(f"--compile: failed, the video is made without ({told})")
+                continue
             failed = self.plans[0].name
             self.next()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
             self.say(f"memory: {failed} was not enough, trying {self.plans[0].name} ({self.plans[0].about})")
 
 

@@ -93,6 +93,6 @@ def split(clips: EncodedClips, share: float) -> tuple[EncodedClips, EncodedClips
     if not held or len(held) == len(clips):
         return clips, clips
     if len(held) > MOST_HELD_OUT:
-        most = sorted(place[k] for k in held)[MOST_HELD_OUT]
-        held = [k for k in held if place[k] < most]  # all draws of a file or none
+        most, least = sorted(place[k] for k in held)[MOST_HELD_OUT], min(place[k] for k in held)
+        held = [k for k in held if place[k] < most or place[k] == least]  # whole files, one at least
     return clips.subset(sorted({*range(len(clips))}.difference(held))), clips.subset(held)

@@ -82,6 +82,8 @@ class State:
         """Remember which clips these are. Raises ConfigError where a run that goes on had others."""
         before = self.clips.get("identity", clips.identity)
         older = before and not before.startswith(IDENTITY)  # by their rows in the cache: not comparable
+        if older:
+            print("this run was begun by an older version: whether the clips are the same ones cannot be told")
         if before != clips.identity and not older and "data" not in allowed_changes(self.cfg):
             raise ConfigError(
                 f"--data {self.cfg.data}: the clips or captions are others than when this run began; take another "

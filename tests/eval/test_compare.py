@@ -167,6 +167,11 @@ def test_how_another_program_fitted_its_pictures(models: Path, capsys: pytest.Ca
     fits = compare.fits_of(["svd=stretch"], list(models_of))
     videos = described(models_of, [models / "pictures"], None, None, fits)
     assert [(v.model, v.fit) for v in videos] == [("ours", "cover")] * 2 + [("svd", "stretch")] * 2
+    settings = {"request": {"prompt": "", "t0": 1, "p": 0.5, "fit": "pad"}, "preset": "tiny", "run": {}, "versions": {},
+                "weights": {}, "pictures": [{"frame": 0, "file": "cat.png"}]}  # fmt: skip
+    write_video(models / "svd" / "cat_1.mp4", moving(), 8, settings)
+    told = described({"svd": [models / "svd" / "cat_1.mp4"]}, [], None, None, fits)
+    assert told[0].fit == "pad", "what a video tells counts"
     for wrong in ("svd=squeeze", "pika=pad", "stretch"):
         assert __main__.main(command(models, "--fit", wrong)) == 2
         assert f"--fit {wrong}: expected MODEL=FIT, with one of the models ours, svd" in capsys.readouterr().err

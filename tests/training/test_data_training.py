@@ -115,6 +115,9 @@ def test_of_many_held_out_clips_the_rest_is_learnt_from(
     monkeypatch.setattr("i2v.training.clips.MOST_HELD_OUT", 1)
     train, few = split(data, 0.7)
     assert len(few) == 1 and few.names[0] in held and sorted(train.names + few.names) == sorted(data.names)
+    drawn = data.subset([k for k in range(len(data)) for _ in range(3)])  # as with --draws 3: more than the most of one
+    train, few = split(drawn, 0.7)
+    assert len(few) == 3 and len(set(few.names)) == 1 and few.names[0] not in train.names
 
 
 def test_a_webvid_csv_full_of_faults(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
