@@ -99,7 +99,7 @@ def train(cfg: Training, run: Processes) -> int:
         torch.set_num_threads(cfg.threads)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves float32
-    lock = checkpoint.hold(cfg.out) if run.first and cfg.out.is_dir() else None  # before memory is taken
+    lock = checkpoint.hold(cfg.out) if run.first else None  # before memory is taken
     networks = build(cfg).to(device)
     trained = trained_tensors(cfg, networks)  # before the clips: a wrong pattern is told at once
     if cfg.checkpointing:
@@ -107,7 +107,6 @@ def train(cfg: Training, run: Processes) -> int:
         keep_freed_memory(False)  # the pieces that blocks leave would lie idle: a fifth of what is held
     optimizer = make_optimizer(cfg, trained)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.dtype == "float16")  # float16 alone can underflow
-    cfg.out.mkdir(parents=True, exist_ok=True)
     state = State(cfg, trained, optimizer, EMA(trained, cfg.ema), scaler, run.count, lock=lock)
     with run.first_one_first():
         say(run, state.resume(writes=run.first))

@@ -1,4 +1,4 @@
-"""A prompt -> what the UNet is told of it: one text encoder (Stable Diffusion 1.5, `tiny`) or two (SDXL)."""
+"""A prompt, beside the picture's tokens -> what the UNet is told: one text encoder (SD1.5, `tiny`) or two (SDXL)."""
 
 from __future__ import annotations
 

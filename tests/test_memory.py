@@ -39,6 +39,9 @@ def test_limits_of_containers(tmp_path: Path) -> None:
     cgroup(tmp_path / "memory/c", str(3 * GB), GB, 0, ("memory.limit_in_bytes", "memory.usage_in_bytes"))
     assert free_memory._cgroups(own, tmp_path) == [2 * GB]
     assert free_memory._cgroups(tmp_path / "nothing", tmp_path) == []
+    own.write_text("0::/a service/b\n")
+    cgroup(tmp_path / "a service/b", str(7 * GB), GB, 0, second)
+    assert free_memory._cgroups(own, tmp_path) == [6 * GB]
 
 
 def test_bfloat16_by_itself_for_large_models_where_the_cpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,6 @@ class State:
         where the checkpoint trained other tensors or with other settings.
         """
         out, words = self.cfg.out, ""
-        if writes and self.lock is None:
-            self.lock = checkpoint.hold(out)
         if (found := checkpoint.latest(out)) is not None:
             tensors, facts = checkpoint.load(found)
             if {k[6:] for k in tensors if k.startswith("model.")} != self.trained.keys():
@@ -82,7 +80,7 @@ class State:
         """Remember which clips these are. Raises ConfigError where a run that goes on had others."""
         before = self.clips.get("identity", clips.identity)
         older = before and not before.startswith(IDENTITY)  # by their rows in the cache: not comparable
-        if older:
+        if older and self.lock is not None:  # told once
             print("this run was begun by an older version: whether the clips are the same ones cannot be told")
         if before != clips.identity and not older and "data" not in allowed_changes(self.cfg):
             raise ConfigError(

@@ -93,10 +93,13 @@ def test_a_folder_with_one_file_gone(run: Run, sets: Path, tmp_path: Path) -> No
     code, out, _ = run("--preset", "i2v-sd15", "--models", str(tmp_path), "--check")
     assert code == 2 and out.count("missing: ") == 1 and "missing: i2v_adapter: i2v_module.pth" in out
     code, _, err = run("--preset", "i2v-sd15", "--models", str(tmp_path), "--image", "cat.png")
-    assert code == 2 and "i2v_module.pth" in err and err.count("\n") == 1
+    assert code == 2 and "i2v_module.pth" in err and err.count("\n") == 1 and "--motion" not in err
     code, out, _ = run("--preset", "i2v-sd15", "--models", str(tmp_path), "--check", "--i2v",
                        str(sets / "i2v-sd15/i2v_module.pth"))  # fmt: skip
     assert code == 0 and "complete" in out
+    (tmp_path / "animatediff_v15_v1_ipplus.pth").unlink()
+    _, out, _ = run("--preset", "i2v-sd15", "--models", str(tmp_path), "--check")
+    assert out.count("or AnimateDiff's own by --motion") == 1
 
 
 @pytest.mark.parametrize("preset", ["i2v-sd15", "i2v-sdxl"])

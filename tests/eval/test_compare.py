@@ -380,6 +380,13 @@ def of_two_models() -> list[measured.Measured]:
     return [measured.Measured(v, (4, 8, 8), Scores()) for v in videos]
 
 
+def test_what_a_measurement_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device and versions as well: rows of others are not taken over."""
+    found = [scores.measured_by(dataclasses.replace(EMPTY, device=kind), Switches()) for kind in ("cpu", "cpu", "cuda")]
+    monkeypatch.setattr(cv2, "__version__", "0")
+    assert found[0] == found[1] and len({*found, scores.measured_by(EMPTY, Switches())}) == 3
+
+
 def test_networks_are_opened_once(tmp_path: Path) -> None:
     files = NetworkFiles(device="cpu")
     assert open_networks(files) is open_networks(files) and open_networks(files).names == {}

@@ -37,6 +37,7 @@ def compiled(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> I2VPipeline:
 def test_the_same_video(compiled: I2VPipeline, pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
     video = compiled(photo, "a red ball moves left", **SETTINGS)
     graphs = counters["stats"]["unique_graphs"]
+    assert compiled.unet.budget == 0 and torch._dynamo.config.recompile_limit == 64
     plain = pipe(photo, "a red ball moves left", **SETTINGS)
     assert graphs >= 1 and np.abs(video.frames.astype(int) - plain.frames).max() <= 1
     assert video.settings["run"]["compile"] and not plain.settings["run"]["compile"]

@@ -78,6 +78,14 @@ def test_processes_that_differ_do_not_train_together(monkeypatch: pytest.MonkeyP
         Processes(0, 2).agree(step=0, clips="a")
 
 
+def test_a_run_compares_step_and_clips(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[dict[str, object]] = []
+    monkeypatch.setattr(Processes, "agree", lambda run, **found: compared.append(found))
+    toy.run(tmp_path, steps=2, decay="constant", save_every=2)
+    toy.run(tmp_path, steps=3, decay="constant", allow_change=("steps",))
+    assert compared == [{"step": 0, "clips": ""}, {"step": 2, "clips": ""}]
+
+
 def test_every_sample_is_drawn_once(toy: Toy) -> None:
     """The processes' samples of a step are those of one process, none twice."""
     cfg = toy.config(batch=6)

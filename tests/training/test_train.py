@@ -80,8 +80,14 @@ def test_sighup_stays_ignored_under_nohup(toy: Toy, tmp_path: Path, monkeypatch:
     assert toy.code == 0
 
 
-def test_a_step_is_saved_before_its_validation(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_saved_before_its_validation(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Which may run out of memory or of disk: the same command then goes on after it."""
+
+    def full_disk(*given: object) -> None:
+        raise OSError("the disk is full")
+
     with monkeypatch.context() as patch:
         patch.setattr(train, "make_videos", lambda *given: 1 // 0)
         with pytest.raises(ZeroDivisionError):
@@ -94,6 +100,11 @@ def test_a_step_is_saved_before_its_validation(toy: Toy, tmp_path: Path, monkeyp
         patch.setattr(train, "make_videos", lambda *given: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             toy.run(tmp_path / "2", steps=4, save_every=4, validate_every=4, hold_out=0.0)
+    with monkeypatch.context() as patch:  # that fails again, and stops nothing
+        patch.setattr(train, "make_videos", full_disk)
+        toy.run(tmp_path / "2", steps=4, save_every=4, validate_every=4, hold_out=0.0)
+    assert toy.code == 0 and "no validation of step 4: the disk is full" in capsys.readouterr().out
+    assert log(tmp_path / "2")[-1]["step"] < 4
     toy.run(tmp_path / "2", steps=4, save_every=4, validate_every=4, hold_out=0.0)
     assert toy.code == 0 and log(tmp_path / "2")[-1].keys() >= {"val_200", "nearer"}
 

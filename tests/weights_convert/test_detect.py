@@ -153,6 +153,10 @@ def test_frame_tables_are_checked_by_value(manifest: Manifest) -> None:
     assert len(to_parts(source, "x", "animatediff-v1").tensors["motion"]) == 1
     with pytest.raises(ConversionError, match="pos_encoder.pe: its values"):
         to_parts(source | {f"{start}pos_encoder.pe": table.flip(1)}, "x", "animatediff-v1")
+    longer = frame_positions(64, 8, torch.device("cpu"))[None]  # LongAnimateDiff's
+    to_parts(source | {f"{start}pos_encoder.pe": longer}, "x", "animatediff-v2")
+    with pytest.raises(ConversionError, match="pos_encoder.pe: its values"):
+        to_parts(source | {f"{start}pos_encoder.pe": longer.flip(1)}, "x", "animatediff-v2")
     with pytest.raises(ConversionError, match="pos_encoder.pe: shape"):
         to_parts(source, "x", "animatediff-v2")
 

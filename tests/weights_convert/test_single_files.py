@@ -61,13 +61,16 @@ def small_average(manifest: Manifest) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("ema, expected", [(True, 2.0), (False, 1.0)])
-def test_the_running_average(ema: bool, expected: float, manifest: Manifest) -> None:
+def test_the_running_average(
+    ema: bool, expected: float, manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
     """Taken for inference, the plain weights on request; the report says which of them was left out."""
     found = to_parts(small_average(manifest), "x", "sd15-single-file", ema=ema)
     unet = found.tensors["unet"]
     assert len(unet) == 686 and all(t[0].item() == expected for t in unet.values())
     left = "last training step; the running average is taken" if ema else "running average; the plain weights are taken"
     assert dropped(found)[left] == 686
+    assert ("the running average is taken; merges may carry that of another" in caplog.text) == ema
 
 
 def test_an_incomplete_average_is_not_taken(manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
