@@ -27,7 +27,7 @@ from i2v.config import ConfigError
 from i2v.device import autocast, own_device, pick_device, training_dtype
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
 from i2v.free_memory import keep_freed_memory
-from i2v.training import checkpoint, memory, recipe
+from i2v.training import memory, recipe
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import open_clips
 from i2v.training.distributed import Processes, in_parallel, processes
@@ -99,7 +99,6 @@ def train(cfg: Training, run: Processes) -> int:
         torch.set_num_threads(cfg.threads)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where autocast leaves float32
-    lock = checkpoint.hold(cfg.out) if run.first else None  # before memory is taken
     networks = build(cfg).to(device)
     trained = trained_tensors(cfg, networks)  # before the clips: a wrong pattern is told at once
     if cfg.checkpointing:
@@ -107,7 +106,8 @@ def train(cfg: Training, run: Processes) -> int:
         keep_freed_memory(False)  # the pieces that blocks leave would lie idle: a fifth of what is held
     optimizer = make_optimizer(cfg, trained)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.dtype == "float16")  # float16 alone can underflow
-    state = State(cfg, trained, optimizer, EMA(trained, cfg.ema), scaler, run.count, lock=lock)
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    state = State(cfg, trained, optimizer, EMA(trained, cfg.ema), scaler, run.count)
     with run.first_one_first():
         say(run, state.resume(writes=run.first))
         clips = open_clips(cfg, networks, state.clips.get("quarantine", ()))

@@ -53,6 +53,8 @@ class State:
         where the checkpoint trained other tensors or with other settings.
         """
         out, words = self.cfg.out, ""
+        if writes:
+            self.lock = checkpoint.hold(out)
         if (found := checkpoint.latest(out)) is not None:
             tensors, facts = checkpoint.load(found)
             if {k[6:] for k in tensors if k.startswith("model.")} != self.trained.keys():

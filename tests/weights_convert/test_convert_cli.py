@@ -54,8 +54,8 @@ def test_another_part_s_config_beside_it(tmp_path: Path, capsys: pytest.CaptureF
     """A flat folder of downloads: the image encoder's config.json says nothing of the motion modules."""
     file = published(tmp_path, "mm_sd_v15_v2")
     values = {"architectures": ["CLIPVisionModelWithProjection"], "hidden_size": 1280, "intermediate_size": 5120,
-              "patch_size": 14, "num_hidden_layers": 32, "num_attention_heads": 16, "image_size": 224, "projection_dim": 1024,
-              "hidden_act": "gelu"}  # fmt: skip
+              "patch_size": 14, "num_hidden_layers": 32, "num_attention_heads": 16, "image_size": 224,
+              "projection_dim": 1024, "hidden_act": "gelu"}  # fmt: skip
     (file.parent / "config.json").write_text(json.dumps(values))
     code, facts = said(capsys, "inspect", file)
     assert code == 0 and facts["max_frames"] == 32
