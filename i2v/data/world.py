@@ -70,7 +70,7 @@ _TRAVEL = ("moves left", "moves right", "moves up", "moves down")
 LEVEL_1 = WorldConfig("level 1", _KINDS_1, _COLOURS, _SMOOTH, (*_TRAVEL, "stays still"),
                       held_out=_pairs(_KINDS_1, _TRAVEL))
 LEVEL_2 = WorldConfig("level 2", _KINDS_2, _COLOURS, (*_SMOOTH, "stripes", "checks", "bricks", "grass"),
-                      (*_TRAVEL, "stays still", "grows", "shrinks"), tuple(CAMERAS)[:5], (0.36, 0.56), 0.1, 0.3, 0.3,
+                      (*_TRAVEL, "stays still", "grows", "shrinks"), tuple(CAMERAS)[:5], (0.36, 0.56), 0.1, 0.3, 0.6,
                       _pairs(_KINDS_2, _TRAVEL))
 LEVEL_3 = WorldConfig("level 3", KINDS, (*_COLOURS, "orange", "cyan"), tuple(PLACES), tuple(MOTIONS), tuple(CAMERAS),
                       (0.3, 0.5), 0.12, 0.3, 0.35, _pairs(KINDS, _TRAVEL))

@@ -320,7 +320,8 @@ class Networks:
 def lora_patterns(unet: nn.Module, patterns: Sequence[str], added: Collection[str]) -> list[str]:
     """`--train` with `--lora`, "unet.*attn1.to_q" or "motion.*to_q", as patterns of layers in the UNet.
 
-    added: the parts in it. Raises ConfigError for patterns of other parts, or of several.
+    added: the parts in it, frozen; motion modules may lie over a LoRA of the image UNet, adapters not. Raises
+    ConfigError for patterns of other parts, or of several.
     """
     part = patterns[0].split(".")[0]
     if part not in ("unet", "motion") or (part == "motion" and "motion" not in added):
@@ -328,14 +329,13 @@ def lora_patterns(unet: nn.Module, patterns: Sequence[str], added: Collection[st
         raise ConfigError(f"--lora changes the UNet or its motion modules; --train {patterns[0]!r} {advice}")
     if elsewhere := [p for p in patterns if not p.startswith(f"{part}.")]:
         raise ConfigError(f"--lora changes one part; --train {elsewhere[0]!r} must begin with {part}. too")
-    if part == "unet" and added:
-        raise ConfigError(f"--lora changes the image UNet alone; give --parts none, not {', '.join(added)}")
+    if adapters := [name for name in added if part == "unet" and name != "motion"]:
+        raise ConfigError(f"--lora changes the image UNet, alone or under frozen motion modules; give --parts none or "
+                          f"--parts motion, without {', '.join(adapters)}")  # fmt: skip
     inside = [p.removeprefix(f"{part}.") for p in patterns]
-    if part == "unet":
-        return inside
-    own = [path for path in layers_of(unet) if ".motion_modules." in path]  # they lie among the UNet's
+    own = [path for path in layers_of(unet) if (".motion_modules." in path) == (part == "motion")]  # both lie in it
     found = [fnmatch.filter(own, pattern) for pattern in inside]
-    return [path for pattern, paths in zip(inside, found) for path in paths or [f"motion.{pattern}"]]
+    return [path for pattern, paths in zip(inside, found) for path in paths or [f"{part}.{pattern}"]]
 
 
 def changed_schedule(schedule: Schedule, prediction: Prediction | None, zero_snr: bool) -> Schedule:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from eval.answers import CEILING, Variant
+from eval.experiments import Evaluation
 from eval.held_out import unseen_scenes
-from eval.plug_and_play import look, styled
+from eval.plug_and_play import PLAIN_BEST, STYLED_BEST, look, rows, styled
 from i2v.data.styles import STYLES
 from i2v.data.world import WORLDS
 
@@ -23,3 +25,14 @@ def test_the_distance_sees_the_style_not_the_motion() -> None:
     moved = max(float(np.linalg.norm(look(plain) - look(other))) for other in others)
     restyled = float(np.linalg.norm(look(plain) - look(STYLES["night"](plain))))
     assert look(plain).shape == (6,) and restyled > 4 * moved, (restyled, moved)
+
+
+def test_each_picture_stands_beside_its_own_ceiling() -> None:
+    """All rows ask the same scenes under the same captions; the styled ceiling is that of the styled truth."""
+    world = WORLDS["level_1"]
+    asked = rows(Evaluation(world, None, unseen_scenes(world, 4, 3, 64), Variant("sampled"), {}))  # type: ignore[arg-type]
+    captions = [[q.caption for q in questions] for questions, _ in asked.values()]
+    assert all(row == captions[0] for row in captions)
+    (plain, bound), (drawn, other) = asked[PLAIN_BEST], asked[STYLED_BEST]
+    assert bound == other == CEILING
+    assert all(np.array_equal(b.truth, STYLES["night"](a.truth)) for a, b in zip(plain, drawn, strict=True))

@@ -51,5 +51,16 @@ def test_wrong_patterns_of_a_lora_are_told(toy: Toy, tmp_path: Path) -> None:
     for pattern, said in (("motion.*", "must begin with unet. or"), ("unet.absent*", "match no layer")):
         with pytest.raises(ConfigError, match=said):
             toy.run(tmp_path, **{**STYLE, "train": (pattern,)})
-    with pytest.raises(ConfigError, match="give --parts none, not motion"):
-        toy.run(tmp_path, **{**STYLE, "parts": ("motion",)})
+    with pytest.raises(ConfigError, match="none or --parts motion, without i2v_adapter"):
+        toy.run(tmp_path, **{**STYLE, "parts": ("motion", "i2v_adapter")})
+
+
+def test_a_style_under_motion_modules_changes_the_image_unet_alone(toy: Toy, tmp_path: Path) -> None:
+    """The same layers as without them, whatever the patterns would match among theirs; they are felt."""
+    alone = toy.run(tmp_path / "alone", **{**STYLE, "train": ("unet.*to_*", "unet.*proj_*")}, steps=1)
+    under = toy.run(tmp_path / "under", **{**STYLE, "train": ("unet.*to_*", "unet.*proj_*"), "parts": ("motion",)},
+                    steps=1)  # fmt: skip
+    one, other = (read_lora(out / "lora.safetensors").parts for out in (alone, under))
+    assert set(one) == set(other) == {"unet"} and set(one["unet"]) == set(other["unet"])
+    assert (under / "motion.safetensors").read_bytes() == (toy.init / "motion.safetensors").read_bytes()
+    assert any(not torch.equal(pair.up, other["unet"][path].up) for path, pair in one["unet"].items())
