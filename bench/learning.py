@@ -92,11 +92,11 @@ ARMS = {
     "epsilon, min-SNR 5": Arm("epsilon", min_snr=5.0),
     "v, min-SNR 5": Arm(min_snr=5.0),
     "v, Muon for matrices": Arm(muon=True),
-    "v, 64 channels": Arm(width=64),
-    "v, 128 channels": Arm(width=128),
-    "joint, clean first frame": Arm(stages=JOINT),
-    "staged, adapter last": Arm(stages=STAGED),
     "v, lr 2.4e-3": Arm(lr=2.4e-3),
+    "Muon, 64 channels": Arm(muon=True, width=64),
+    "Muon, 128 channels": Arm(muon=True, width=128),
+    "Muon, joint, clean first frame": Arm(muon=True, stages=JOINT),
+    "Muon, staged, adapter last": Arm(muon=True, stages=STAGED),
 }
 
 
