@@ -1,7 +1,7 @@
 """What buys most per CPU hour: small trainings of equal CPU time, one choice changed in each.
 
     python -m bench.learning --out outputs/learning          (trains; the same command again goes on)
-    python -m bench.learning --out outputs/learning --table  (prints what is there)
+    python -m bench.learning --out outputs/learning --table  (prints what is there of this --budget)
 
 Every arm learns level 1 of the world from random weights by train.py's own draws and loss, with the shipped VAE, and
 stops when its process has used `--budget` seconds of the processor (a busy machine changes the wait, not the result's
@@ -217,6 +217,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     bench = config.from_command_line(Benchmark, argv, prog="python -m bench.learning")
+    if unknown := [name for name in bench.arms if name not in ARMS]:
+        raise config.ConfigError(f"--arms {unknown[0]!r}: expected some of {', '.join(map(repr, ARMS))}")
     results = bench.out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
     if not bench.table:
@@ -233,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
                     file.write(json.dumps(rows[-1]) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
-    print(table(rows))
+    print(table([row for row in rows if row["budget"] == bench.budget]))
 
 
 if __name__ == "__main__":
