@@ -87,6 +87,9 @@ def main_report(e: Evaluation) -> list[Section]:
         }
         name = "main-" + group.replace(" ", "-")
         tables.append(summary_table(name, group.capitalize(), rows, QUALITY))
+        if group == SCENES:
+            tables.append(summary_table("main-static", "Where the static part is lost", rows,
+                                        ("static_psnr", "settled_psnr")))  # fmt: skip
         for scene in dict.fromkeys(q.scene for q in questions):
             clips = [shot(a) for a in e.answers([q for q in questions if q.scene == scene], e.full)]
             shots.setdefault(scene if len(clips) > 1 else group, []).extend(clips)

@@ -43,6 +43,7 @@ COLUMNS = {
         Column("similarity_psnr", "similarity to frame 0 (dB)", 1),
         Column("similarity_ssim", "similarity (SSIM)", 3),
         Column("static_psnr", "static part (dB)", 1),
+        Column("settled_psnr", "static part against frame 1 (dB)", 1),
         Column("object_psnr", "object (dB)", 1),
         Column("identity", "object identity", 2),
         Column("background_psnr", "background (dB)", 1),

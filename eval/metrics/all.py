@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.background import background_psnr, colour_drift, flicker, static_psnr
+from eval.metrics.background import background_psnr, colour_drift, flicker, settled_psnr, static_psnr
 from eval.metrics.camera import CAMERAS, verdict
 from eval.metrics.flow import flows_from_first, grey_pictures, mean_flow, step_flows
 from eval.metrics.identity import identity, object_psnr
@@ -28,8 +28,8 @@ def measure_clip(frames: NDArray[np.uint8], first: NDArray[np.uint8], mask: NDAr
     without one object, as photographs. motions, cameras: the allowed verdicts (a world's `motions` and `cameras`).
 
     Keys: motion, camera (verdicts; "" is a camera at rest), displacement (of the object, of the frame),
-    similarity_psnr, similarity_ssim, static_psnr, object_psnr, identity, background_psnr, colour_drift, flicker, flow.
-    Each is defined where it is computed. Raises ValueError for other shapes and unknown classes.
+    similarity_psnr, similarity_ssim, static_psnr, settled_psnr, object_psnr, identity, background_psnr, colour_drift,
+    flicker, flow. Each is defined where it is computed. Raises ValueError for other shapes and unknown classes.
     """
     if len(frames) < 3 or first.shape != frames.shape[1:]:
         raise ValueError(f"frames {frames.shape}, first {first.shape}; expected (F, S, S, 3), F >= 3, and (S, S, 3)")
@@ -46,6 +46,7 @@ def measure_clip(frames: NDArray[np.uint8], first: NDArray[np.uint8], mask: NDAr
         "similarity_psnr": similarity.psnr,
         "similarity_ssim": similarity.ssim,
         "static_psnr": static_psnr(view),
+        "settled_psnr": settled_psnr(view),
         "object_psnr": object_psnr(view),
         "identity": identity(view),
         "background_psnr": background_psnr(view),

@@ -28,10 +28,24 @@ def static_psnr(view: View) -> float | None:
     frames after the first. Only for clips whose camera is to rest: an unwanted motion of the camera counts as an error.
     None where the object covers all.
     """
+    return _kept(view, 0)
+
+
+def settled_psnr(view: View) -> float | None:
+    """How exactly that part stays as in frame 1: dB, 0 to 50, higher is better.
+
+    As `static_psnr` with frame 1 in place of frame 0, over the frames after it. Far above `static_psnr` where a picture
+    is drawn anew once and then rests; as low where it changes all the time.
+    """
+    return _kept(view, 1)
+
+
+def _kept(view: View, start: int) -> float | None:
+    """Mean PSNR of the frames after `start` against that one, beside the object."""
     return _mean([
-        psnr(view.shots[0][free], shot[free])
-        for shot, covered in zip(view.shots[1:], view.covered[1:], strict=True)
-        if (free := (view.covered[0] == 0) & (covered == 0)).sum() >= LEAST
+        psnr(view.shots[start][free], shot[free])
+        for shot, covered in zip(view.shots[start + 1 :], view.covered[start + 1 :], strict=True)
+        if (free := (view.covered[start] == 0) & (covered == 0)).sum() >= LEAST
     ])  # fmt: skip
 
 

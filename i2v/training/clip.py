@@ -29,6 +29,7 @@ from i2v.parts import save_part
 from i2v.picture import clip_pixels
 from i2v.training import checkpoint
 from i2v.training.optim import learning_rate, optimizer_tensors, restore_optimizer
+from i2v.training.settings import refuse_changes
 
 TINY_IMAGE_ENCODER = CLIPVisionConfig(
     hidden_size=128,
@@ -127,6 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     start, spent = 0, 0.0
     if (found := checkpoint.latest(cfg.out)) is not None:
         tensors, facts = checkpoint.load(found)
+        refuse_changes(cfg, facts.get("config", {}), found)
         pair.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         restore_optimizer(optimizer, named, {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")})
         start, spent = facts["step"], facts["seconds"]
@@ -157,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
             if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                 state = {f"model.{k}": v for k, v in pair.state_dict().items()}
                 state |= {f"optim.{k}": v for k, v in optimizer_tensors(optimizer, named).items()}
-                checkpoint.save(cfg.out, step + 1, state, {"seconds": time.monotonic() - began})
+                told = {"seconds": time.monotonic() - began, "config": config.to_dict(cfg)}
+                checkpoint.save(cfg.out, step + 1, state, told)
     numbers = {"accuracy_val": round(accuracy(pair, val_pixels, val_pooled, val_captions), 3)}
     print(numbers)
     save_part(

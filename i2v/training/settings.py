@@ -131,18 +131,17 @@ def allowed_changes(cfg: Training) -> set[str]:
     return allowed
 
 
-def refuse_changes(cfg: Training, before: Mapping[str, Any], where: Path) -> None:
+def refuse_changes(cfg: Any, before: Mapping[str, Any], where: Path) -> None:
     """A run goes on with the settings that it began with. `before`: those in the checkpoint `where`.
 
-    Raises ConfigError with a line for each setting that differs and that `--allow-change` does not name.
+    Raises ConfigError with a line for each setting that differs and that `--allow-change`, which `Training` alone has,
+    does not name.
     """
-    allowed = allowed_changes(cfg)
-    now, fresh = config.to_dict(cfg), config.to_dict(Training())
+    allowed = allowed_changes(cfg) if isinstance(cfg, Training) else set()
+    now, fresh = config.to_dict(cfg), config.to_dict(type(cfg)())
     changed = {k: (before.get(k, fresh[k]), v) for k, v in now.items() if before.get(k, fresh[k]) != v}
     refused = {k: pair for k, pair in changed.items() if k not in FREE | allowed}
     if refused:
         lines = "".join(f"\n  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
-        raise ConfigError(
-            f"settings differ from those of {where}:{lines}\n"
-            f"take another --out for a new run, or go on with --allow-change {' '.join(refused)}"
-        )
+        go_on = f", or go on with --allow-change {' '.join(refused)}" if isinstance(cfg, Training) else ""
+        raise ConfigError(f"settings differ from those of {where}:{lines}\ntake another --out for a new run{go_on}")

@@ -35,6 +35,7 @@ from i2v.parts import save_part
 from i2v.training import checkpoint
 from i2v.training.ema import EMA
 from i2v.training.optim import learning_rate, optimizer_tensors, restore_optimizer
+from i2v.training.settings import refuse_changes
 
 TINY_VAE = VAEConfig(
     channels=(48, 80), layers=1, latent_channels=16, patch=4, groups=16, mid_attention=False, scaling_factor=1.0
@@ -144,6 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     ema, start, spent = EMA(named, 0.998), 0, 0.0
     if (found := checkpoint.latest(cfg.out)) is not None:
         tensors, facts = checkpoint.load(found)
+        refuse_changes(cfg, facts.get("config", {}), found)
         vae.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         ema.shadow = {k: tensors[f"ema.{k}"].to(device) for k in named}
         restore_optimizer(optimizer, named, {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")})
@@ -196,7 +198,8 @@ def main(argv: list[str] | None = None) -> None:
                 f"ema.{k}": v for k, v in ema.shadow.items()
             }
             state |= {f"optim.{k}": v for k, v in optimizer_tensors(optimizer, named).items()}
-            checkpoint.save(cfg.out, step + 1, state, {"seconds": time.monotonic() - began})
+            told = {"seconds": time.monotonic() - began, "config": config.to_dict(cfg)}
+            checkpoint.save(cfg.out, step + 1, state, told)
 
     vae.load_state_dict(vae.state_dict() | ema.shadow)
     numbers: dict[str, object] = {}

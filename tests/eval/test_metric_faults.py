@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.damage import FAULTS, Video, frozen, noisy
+from eval.damage import FAULTS, Video, another_colour, frozen, noisy
 from eval.metrics.all import measure_clip
+from eval.metrics.background import settled_psnr, static_psnr
 from eval.metrics.camera import CAMERAS, verdict
 from eval.metrics.motion_class import MOTIONS, measure_motion
 from eval.metrics.view import look
@@ -52,10 +53,17 @@ def test_a_frozen_video_is_perfectly_similar_and_does_not_move(clips: list[Clip]
     for clip in clips:
         found = measured(clip, frozen(clip.frames))
         assert (found["motion"], found["camera"]) == ("stays still", "")
-        for name, best in (("similarity_psnr", 50), ("static_psnr", 50), ("object_psnr", 50), ("background_psnr", 50),
-                           ("similarity_ssim", 1), ("identity", 1), ("colour_drift", 0), ("flicker", 0),
-                           ("displacement", 0), ("flow", 0)):  # fmt: skip
+        for name, best in (("similarity_psnr", 50), ("static_psnr", 50), ("settled_psnr", 50), ("object_psnr", 50),
+                           ("background_psnr", 50), ("similarity_ssim", 1), ("identity", 1), ("colour_drift", 0),
+                           ("flicker", 0), ("displacement", 0), ("flow", 0)):  # fmt: skip
             assert found[name] == pytest.approx(best, abs=1e-3), name
+
+
+def test_what_is_drawn_anew_once_is_told_from_what_never_rests(clips: list[Clip]) -> None:
+    for clip in clips:
+        once, always = look(another_colour(clip.frames), clip.mask), look(noisy(clip.frames, 10.0), clip.mask)
+        assert (static_psnr(once) or 50) < 35 and (settled_psnr(once) or 0) > 45
+        assert abs((static_psnr(always) or 0) - (settled_psnr(always) or 50)) < 1
 
 
 def test_all_ten_motions_of_one_picture() -> None:

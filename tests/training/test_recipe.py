@@ -132,6 +132,33 @@ def test_mistakes_in_a_recipe(vocabulary: Path, tmp_path: Path, stage: dict[str,
         run(tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["vae", "clip"])
+def test_a_stage_goes_on_with_the_settings_that_it_began_with(
+    kind: str, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The VAE's and CLIP's own loops, as train.py's."""
+    index = [s["kind"] for s in STAGES].index(kind)
+    folder, out = write(tmp_path / "recipe", vocabulary, STAGES[: index + 1]), tmp_path / "out"
+    save = vae.checkpoint.save
+
+    def dying(where: Path, *rest: Any, **more: Any) -> Path:
+        made = save(where, *rest, **more)
+        if where.name == kind:
+            raise KeyboardInterrupt
+        return made
+
+    monkeypatch.setattr(vae.checkpoint, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out)
+    monkeypatch.setattr(vae.checkpoint, "save", save)
+    changed = json.loads(json.dumps(STAGES[: index + 1]))
+    changed[index]["settings"]["lr"] = 0.5
+    with pytest.raises(ConfigError, match=r"settings differ from those of .*step-00000\d:\n  lr: .* -> 0.5\ntake an"):
+        run(write(tmp_path / "recipe", vocabulary, changed), out)
+    assert run(write(tmp_path / "recipe", vocabulary, STAGES[: index + 1]), out) == 0
+    assert "going on from" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["tiny", "tiny-level-2", "tiny-gpu"])
 def test_the_recipes_that_come_along(root: Path, name: str) -> None:
     """Every setting exists, every stage follows from the one before, and the last training is the paper's."""
