@@ -120,7 +120,7 @@ def report(cfg: MiniatureEvaluation, e: Evaluation, answers: list[Answer]) -> No
     if cfg.docs is not None and "main" in cfg.table:  # the docs' sheets are of the whole set
         folders.append(cfg.docs.parent / "media")
     for folder in folders:
-        write_sheets(folder, [a for a in answers if a.job.variant == e.full])
+        write_sheets(folder, of_the_set(e, answers))
     print(markdown)
     if cfg.docs is not None:
         left = write_docs(cfg.docs, tables)
@@ -157,6 +157,12 @@ def facts(cfg: MiniatureEvaluation, e: Evaluation, answers: list[Answer]) -> dic
             for a in answers
         ],
     }  # fmt: skip
+
+
+def of_the_set(e: Evaluation, answers: list[Answer]) -> list[Answer]:
+    """The model's clips of the held-out set: the style table asks the same of pictures that are drawn otherwise."""
+    scenes = {q.scene for q in e.questions}
+    return [a for a in answers if a.job.variant == e.full and a.job.question.scene in scenes]
 
 
 def write_sheets(folder: Path, answers: list[Answer]) -> None:

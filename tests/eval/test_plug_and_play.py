@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from eval.answers import CEILING, Variant
+from eval.answers import CEILING, Answer, Job, Variant
 from eval.experiments import Evaluation
 from eval.held_out import unseen_scenes
+from eval.miniature import of_the_set
 from eval.plug_and_play import PLAIN_BEST, STYLED_BEST, look, rows, styled
 from i2v.data.styles import STYLES
 from i2v.data.world import WORLDS
@@ -36,3 +39,11 @@ def test_each_picture_stands_beside_its_own_ceiling() -> None:
     (plain, bound), (drawn, other) = asked[PLAIN_BEST], asked[STYLED_BEST]
     assert bound == other == CEILING
     assert all(np.array_equal(b.truth, STYLES["night"](a.truth)) for a, b in zip(plain, drawn, strict=True))
+
+
+def test_the_sheets_show_the_held_out_set_alone() -> None:
+    """Not its pictures at night, which the style table asks of the same model; nor other settings."""
+    questions, full = unseen_scenes(WORLDS["level_1"], 2, 3, 64), Variant("sampled")
+    e = Evaluation(WORLDS["level_1"], None, questions, full, {})  # type: ignore[arg-type]
+    made = [Answer(Job(q, v), Path("-"), {}) for q in (*questions, *map(styled, questions)) for v in (full, CEILING)]
+    assert [a.job.question for a in of_the_set(e, made)] == questions
