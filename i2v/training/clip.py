@@ -8,6 +8,7 @@ know the motion, so the captions are those of the scene without it.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from i2v import config, load
-from i2v.config import flag
+from i2v.config import ConfigError, flag
 from i2v.data.scene import render
 from i2v.data.world import WORLDS, draw_scene
 from i2v.device import autocast, pick_device
@@ -173,4 +174,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"i2v.training.clip: error: {error}")

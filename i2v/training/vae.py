@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from i2v import config, load
-from i2v.config import flag
+from i2v.config import ConfigError, flag
 from i2v.data.natural import natural_picture
 from i2v.data.world import WORLDS, make_clip
 from i2v.device import autocast, pick_device
@@ -214,4 +215,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ConfigError, FloatingPointError) as error:
+        sys.exit(f"i2v.training.vae: error: {error}")
