@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from i2v import config, load
-from i2v.config import ConfigError, flag
+from i2v.config import flag
 from i2v.data.scene import render
 from i2v.data.world import WORLDS, draw_scene
 from i2v.device import autocast, pick_device
@@ -176,5 +176,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ConfigError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"i2v.training.clip: error: {error}")

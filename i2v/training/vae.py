@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from i2v import config, load
-from i2v.config import ConfigError, flag
+from i2v.config import flag
 from i2v.data.natural import natural_picture
 from i2v.data.world import WORLDS, make_clip
 from i2v.device import autocast, pick_device
@@ -217,5 +217,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ConfigError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"i2v.training.vae: error: {error}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,15 @@ def test_a_stage_goes_on_with_the_settings_that_it_began_with(
         run(write(tmp_path / "recipe", vocabulary, changed), out)
     assert run(write(tmp_path / "recipe", vocabulary, STAGES[: index + 1]), out) == 0
     assert "going on from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["vae", "clip"])
+def test_a_mistake_is_one_line(script: str, root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"i2v.training.{script}", "--init", "nowhere", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    told = done.stderr.strip()
+    assert done.returncode == 1 and told.startswith(f"i2v.training.{script}: error: ") and "nowhere" in told
+    assert told.count("\n") == 0 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-level-2", "tiny-gpu"])
