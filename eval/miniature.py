@@ -167,6 +167,7 @@ def of_the_set(e: Evaluation, answers: list[Answer]) -> list[Answer]:
 
 def write_sheets(folder: Path, answers: list[Answer]) -> None:
     """The model's first clips, unchosen, and those whose motion is not the asked one."""
+
     def right(a: Answer) -> bool:
         verdicts = judged(a)
         return verdicts.get("motion_right", True) and verdicts.get("camera_right", True)

@@ -58,8 +58,9 @@ class Request:
     first_frame: FirstFrame = flag("vae", "vae: known frames as the VAE draws them; exact: your pixels")
     posterior: Posterior = flag("mode", "the picture's latents: the VAE's mean, or a draw as released")
     unconditional_image: UnconditionalImage | None = flag(
-        None, "picture of the unguided half: a grey one as released; zeros for what CLIP sees; or the same, so that "
-        "only the prompt is guided"
+        None,
+        "picture of the unguided half: a grey one as released; zeros for what CLIP sees; or the same, so that "
+        "only the prompt is guided",
     )
 
     loop: bool = flag(False, "the last frame is the first picture again")

@@ -90,9 +90,7 @@ def test_a_damaged_memory_is_made_again(read: list[Path], tmp_path: Path, conten
     assert right(file) and right(file) and read == [file]
 
 
-def test_without_a_place_every_file_is_read(
-    read: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_place_every_file_is_read(read: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "one.safetensors"
     file.write_bytes(b"one")
     monkeypatch.setattr(Path, "home", lambda: file)  # no folder

@@ -118,14 +118,24 @@ def _leaves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) -
 
 
 def _stars(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
-    picture = _mix((0.7 * y + 0.12 * octaves(rng, side, (2, 4, 8), 0.5)).clip(0, 1), _colour(0.08, 0.09, 0.22),
-                   _colour(0.26, 0.24, 0.42))
+    picture = _mix(
+        (0.7 * y + 0.12 * octaves(rng, side, (2, 4, 8), 0.5)).clip(0, 1),
+        _colour(0.08, 0.09, 0.22),
+        _colour(0.26, 0.24, 0.42),
+    )
     spread = 1.1 / 128 * side / float(x[0, -1] - x[0, 0] + 1e-6)
     glow = np.zeros((side, side), np.float32)
     for _ in range(60):
         at = rng.integers(0, side * 16, 2)
-        cv2.circle(glow, (int(at[0]), int(at[1])), max(int(16 * spread * rng.uniform(0.6, 1.4)), 8),
-                   float(rng.uniform(0.4, 1)), -1, cv2.LINE_8, 4)
+        cv2.circle(
+            glow,
+            (int(at[0]), int(at[1])),
+            max(int(16 * spread * rng.uniform(0.6, 1.4)), 8),
+            float(rng.uniform(0.4, 1)),
+            -1,
+            cv2.LINE_8,
+            4,
+        )
     return _mix(cv2.GaussianBlur(glow, (0, 0), 0.5), picture, _colour(1.0, 0.98, 0.9))
 
 

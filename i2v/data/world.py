@@ -67,13 +67,33 @@ _COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
 _SMOOTH = ("plain", "sky", "sunset", "clouds")
 _TRAVEL = ("moves left", "moves right", "moves up", "moves down")
 
-LEVEL_1 = WorldConfig("level 1", _KINDS_1, _COLOURS, _SMOOTH, (*_TRAVEL, "stays still"),
-                      held_out=_pairs(_KINDS_1, _TRAVEL))
-LEVEL_2 = WorldConfig("level 2", _KINDS_2, _COLOURS, (*_SMOOTH, "stripes", "checks", "bricks", "grass"),
-                      (*_TRAVEL, "stays still", "grows", "shrinks"), tuple(CAMERAS)[:5], (0.36, 0.56), 0.1, 0.3, 0.6,
-                      _pairs(_KINDS_2, _TRAVEL))
-LEVEL_3 = WorldConfig("level 3", KINDS, (*_COLOURS, "orange", "cyan"), tuple(PLACES), tuple(MOTIONS), tuple(CAMERAS),
-                      (0.3, 0.5), 0.12, 0.3, 0.35, _pairs(KINDS, _TRAVEL))
+LEVEL_1 = WorldConfig(
+    "level 1", _KINDS_1, _COLOURS, _SMOOTH, (*_TRAVEL, "stays still"), held_out=_pairs(_KINDS_1, _TRAVEL)
+)
+LEVEL_2 = WorldConfig(
+    "level 2",
+    _KINDS_2,
+    _COLOURS,
+    (*_SMOOTH, "stripes", "checks", "bricks", "grass"),
+    (*_TRAVEL, "stays still", "grows", "shrinks"),
+    cameras=tuple(CAMERAS)[:5],
+    size=(0.36, 0.56),
+    start=0.1,
+    camera_share=0.6,
+    held_out=_pairs(_KINDS_2, _TRAVEL),
+)
+LEVEL_3 = WorldConfig(
+    "level 3",
+    KINDS,
+    (*_COLOURS, "orange", "cyan"),
+    tuple(PLACES),
+    tuple(MOTIONS),
+    cameras=tuple(CAMERAS),
+    size=(0.3, 0.5),
+    start=0.12,
+    camera_share=0.6,
+    held_out=_pairs(KINDS, _TRAVEL),
+)
 
 WORLDS = {"level_1": LEVEL_1, "level_2": LEVEL_2, "level_3": LEVEL_3}
 

@@ -34,9 +34,7 @@ def ramp(place: int, places: Sequence[int], tile: int) -> Tensor:
     return out
 
 
-def in_tiles(
-    function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, multiple: int = 1
-) -> Tensor:
+def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, multiple: int = 1) -> Tensor:
     """function(x) for (N, C, h, w), from tiles of `tile` x `tile` that share at least `overlap` with each neighbour.
 
     `function` changes height and width by one factor, for inputs that are multiples of `multiple` (which `x`, `tile`

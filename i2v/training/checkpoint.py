@@ -57,7 +57,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     file = aside / "tensors.safetensors"
-    save_file({k: v.detach().contiguous() for k, v in tensors.items()}, file)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
     sync(file)
     manifest = aside / "manifest.json"
     manifest.write_text(json.dumps({"step": step, "bytes": file.stat().st_size, **facts}, indent=1) + "\n")

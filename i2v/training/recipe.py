@@ -107,9 +107,9 @@ def numbers(folder: Path) -> dict[str, float]:
 
 def settings_of(stage: Stage, out: Path, previous: Path, device: str) -> dict[str, Any]:
     """The stage's settings with the folders of this run in them."""
-    given = {
-        k: v.replace(PREVIOUS, str(previous)) if isinstance(v, str) else v for k, v in stage.settings.items()
-    } | {"out": str(out / stage.name)}
+    given = {k: v.replace(PREVIOUS, str(previous)) if isinstance(v, str) else v for k, v in stage.settings.items()} | {
+        "out": str(out / stage.name)
+    }
     if stage.kind != "vae":
         given["init"] = str(previous)
     here = {"cache": str(out / "latents"), "device": device}

@@ -28,8 +28,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "i2v.models.chunks": MODELS,
     "i2v.models.conditioning": MODELS,
     "i2v.models.norms": {*MODELS, "i2v.models.chunks", "i2v.models.cpu"},
-    "i2v.models.layers": {*MODELS, "i2v.models.chunks", "i2v.models.conditioning", "i2v.models.cpu",
-                          "i2v.models.frozen", "i2v.models.norms"},
+    "i2v.models.layers": {
+        *MODELS,
+        "i2v.models.chunks",
+        "i2v.models.conditioning",
+        "i2v.models.cpu",
+        "i2v.models.frozen",
+        "i2v.models.norms",
+    },
     # Adapters are slots of the UNet: they share leaf modules and never import each other.
     "i2v.models.unet": {*MODELS, "i2v.models.chunks", "i2v.models.conditioning", "i2v.models.cpu", "i2v.models.layers"},
     "i2v.models.motion": {*SHARED, "i2v.models.chunks", "i2v.models.norms"},

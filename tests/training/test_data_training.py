@@ -104,9 +104,7 @@ def test_held_out_clips_are_never_learnt_from(toy: Toy, clips: Path) -> None:
     assert set(split(few, 0.5)[1].names) == held  # a file more or less moves no other
 
 
-def test_of_many_held_out_clips_the_rest_is_learnt_from(
-    toy: Toy, clips: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_held_out_clips_the_rest_is_learnt_from(toy: Toy, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = toy.config(**own(clips))
     data = open_clips(cfg, toy.build(cfg)).train
     assert isinstance(data, EncodedClips)

@@ -23,9 +23,7 @@ def gradients(named: dict[str, nn.Parameter], step: int) -> None:
 
 
 def test_singular_values_come_near_one() -> None:
-    values = torch.linalg.svdvals(
-        orthogonalised(torch.randn(12, 30, generator=torch.Generator().manual_seed(1)))
-    )
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(12, 30, generator=torch.Generator().manual_seed(1))))
     assert values.min() > 0.6 and values.max() < 1.3
 
 

@@ -57,9 +57,7 @@ def test_round_trip(tmp_path: Path, name: str, encoder: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t0_0.8.png", "12:30.mp4", "IMG.0001.webp"])
-def test_names_with_dots_and_colons(
-    tmp_path: Path, name: str, encoder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_with_dots_and_colons(tmp_path: Path, name: str, encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written = write_video(name, FRAMES, 8, SETTINGS)
     assert written.path == Path(name.removesuffix(".png")) == check_output(name, overwrite=True)

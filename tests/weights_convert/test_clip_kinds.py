@@ -116,4 +116,3 @@ def test_which_text_tower_is_read() -> None:
 def test_an_image_encoder_without_its_projection_is_named(change: type) -> None:
     told = str(recognise(without(change(FILES["clip-vision-h14"]()), "visual_projection")))
     assert "CLIP's image encoder without its projection" in told and "CLIPVisionModelWithProjection" in told
-

@@ -61,9 +61,7 @@ def small_average(manifest: Manifest) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("ema, expected", [(True, 2.0), (False, 1.0)])
-def test_the_running_average(
-    ema: bool, expected: float, manifest: Manifest, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_running_average(ema: bool, expected: float, manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
     """Taken for inference, the plain weights on request; the report says which of them was left out."""
     found = to_parts(small_average(manifest), "x", "sd15-single-file", ema=ema)
     unet = found.tensors["unet"]

@@ -17,7 +17,9 @@ def raft_original(keys: Collection[str]) -> list[Rule]:
     rules: list[Rule] = [
         COUNTER,
         Rebuild(
-            "cnet.layer{n:[23]}.0.norm3.{k}", "cnet.layer{n}.0.downsample.1.{k}", lambda x: x,
+            "cnet.layer{n:[23]}.0.norm3.{k}",
+            "cnet.layer{n}.0.downsample.1.{k}",
+            lambda x: x,
             why="the norm of the shortcut is stored twice, as downsample.1 too",
         ),
         Rename("{part:fnet|cnet|update_block}.{k*}", "{part}.{k*}"),
