@@ -20,6 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 torch.inference_mode = torch.no_grad  # type: ignore[assignment, misc]  # tensors like these cannot be made under it
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from i2v.models.int8 import Int8Weight  # noqa: E402
+
 aten = torch.ops.aten
 # what may take tensors of both devices: copies, and indices, which PyTorch moves by itself
 MIXED = {
@@ -83,6 +86,8 @@ class OtherDevice(TorchDispatchMode):
 def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """An operation's result, on the device that is asked for, or else on that of its tensors."""
     leaves = tree_leaves((args, dict(kwargs)))
+    if any(isinstance(x, Int8Weight) for x in leaves):
+        return NotImplemented  # it makes plain ones
     others = [x for x in leaves if isinstance(x, OtherTensor)]
     on_cpu = [x for x in leaves if isinstance(x, Tensor) and x.ndim and not isinstance(x, OtherTensor)]
     if others and on_cpu and func not in MIXED:

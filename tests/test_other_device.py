@@ -31,7 +31,7 @@ def made(device, **files):
     pipe = load("tiny", device, **files)
     return [pipe("examples/red_ball.png", "a red ball moves left", num_frames=6, steps=2, **how).frames for how in HOW]
 
-want = made("cpu", **FILES)
+want = made("cpu", **{**FILES, "dtype": torch.float32})
 with OtherDevice():
     got = made("other", **FILES)
 for how, one, other in zip(HOW, want, got):
@@ -46,6 +46,11 @@ HOW = [
     {"window": 4, "loop": True, "deep_every": 2, "guidance_end": 0.5, "sampler": "euler_ancestral"},
 ]
 FILES = {}
+"""
+
+HALF = """
+HOW = [{"t0": 0.9}]
+FILES = {"dtype": torch.float16}
 """
 
 WITH_FILES = """
@@ -76,6 +81,47 @@ for key in want:
     assert far <= 1e-5, (key, far)
 """
 
+PUBLISHED = """
+import pytest
+import planted, small_published, train
+from pathlib import Path
+from safetensors.torch import load_file
+from i2v.training import validation
+
+out, preset = Path(sys.argv[1]), sys.argv[2]
+patch = pytest.MonkeyPatch()
+small_published.use(patch)
+patch.setattr(validation, "TIMESTEPS", (800,))
+models = small_published.write(out / "models", preset)
+planted.write(out / "clips" / "one.mp4", planted.moving(0, 4))
+trained = dict(
+    preset=preset, models=models, train=("i2v_adapter.*out*",), data=out / "clips", cache=out / "cache", fps=8,
+    num_frames=4, height=32, width=64, batch=2, micro_batch=1, steps=1, hold_out=0.0, clips_made=1, workers=0,
+    dtype="float32",
+)
+
+def made(device, int8):
+    pipe = load(preset, device, models=models, int8=int8)
+    return pipe("examples/red_ball.png", "a red ball", num_frames=4, steps=2, height=64, width=64).frames
+
+def adapter(device):
+    assert train.train(train.Training(**trained, device=device, out=out / device), train.Processes()) == 0
+    return load_file(out / device / "weights" / "i2v_adapter.safetensors")
+
+for int8, bound in ((False, 2), (True, 6)):
+    want = made("cpu", int8)
+    with OtherDevice():
+        far = np.abs(want.astype(int) - made("other", int8)).max()
+    assert far <= bound, (int8, far)  # of 255
+want = adapter("cpu")
+with OtherDevice():
+    got = adapter("other")
+assert want.keys() == got.keys()
+# the first step of AdamW is the rate with the gradient's sign, which is chance where the gradient is nearly 0
+far = torch.cat([(want[key].float() - got[key].float()).abs().flatten() for key in want])
+assert far.mean() <= 1e-6, far.mean()
+"""
+
 LEFT_BEHIND = """
 from i2v.diffusion import frame_similarity_prior as prior
 start = prior.start_latents
@@ -89,7 +135,7 @@ def run(program: str, root: Path, *args: str) -> subprocess.CompletedProcess[str
                           capture_output=True, text=True, timeout=400)  # fmt: skip
 
 
-@pytest.mark.parametrize("files", [PLAIN, WITH_FILES], ids=["plain", "LoRA and ControlNet"])
+@pytest.mark.parametrize("files", [PLAIN, HALF, WITH_FILES], ids=["plain", "float16", "LoRA and ControlNet"])
 def test_videos_are_those_of_the_cpu(files: str, root: Path) -> None:
     done = run(files + SAMPLE, root)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -98,6 +144,13 @@ def test_videos_are_those_of_the_cpu(files: str, root: Path) -> None:
 def test_a_tensor_that_is_left_on_the_cpu_is_seen(root: Path) -> None:
     done = run(LEFT_BEHIND + PLAIN + SAMPLE, root)
     assert done.returncode != 0 and "on the same device" in done.stderr
+
+
+@pytest.mark.parametrize("preset", ["i2v-sd15", "i2v-sdxl"])
+def test_published_files_are_sampled_and_trained_from(preset: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    done = run(PUBLISHED, root, str(tmp_path), preset)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_training_goes_as_on_the_cpu(root: Path, tmp_path: Path) -> None:
