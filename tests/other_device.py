@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from i2v.models.int8 import Int8Weight  # noqa: E402
 
 aten = torch.ops.aten
-# what may take tensors of both devices: copies, and indices, which PyTorch moves by itself
-MIXED = {
+COPIES = {
     aten._to_copy.default, aten.copy_.default, aten._copy_from.default, aten.to.device, aten.to.dtype_layout,
-    aten.to.other, aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
+    aten.to.other,
 }  # fmt: skip
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 
 
 class Backend(backend_registration._DummyBackendModule):
@@ -89,8 +89,11 @@ def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if any(isinstance(x, Int8Weight) for x in leaves):
         return NotImplemented  # it makes plain ones
     others = [x for x in leaves if isinstance(x, OtherTensor)]
-    on_cpu = [x for x in leaves if isinstance(x, Tensor) and x.ndim and not isinstance(x, OtherTensor)]
-    if others and on_cpu and func not in MIXED:
+    bound = leaves
+    if func in INDEXING and isinstance(args[0], OtherTensor):
+        bound = [args[0], *args[2:]]  # indices may lie on the CPU, not the other way round
+    on_cpu = [x for x in bound if isinstance(x, Tensor) and x.ndim and not isinstance(x, OtherTensor)]
+    if others and on_cpu and func not in COPIES:
         raise RuntimeError(f"Expected all tensors to be on the same device: {func} was given {on_cpu[0].shape} on cpu")
     if others and func is aten._fused_sdp_choice.default:
         return 0  # the plain way
@@ -113,7 +116,7 @@ def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     target = next((x for x in leaves if isinstance(x, torch.device)), None)
     if target is not None and target.type != "other":  # a copy, also of what lies on the CPU already
         return out.clone() if any(out is x.inner for x in others) else out
-    if target is None and (not others or (func in MIXED and not isinstance(args[0], OtherTensor))):
+    if target is None and (not others or (func in COPIES and not isinstance(args[0], OtherTensor))):
         return out
     return tree_map(lambda x: OtherTensor(x) if isinstance(x, Tensor) else x, out)
 

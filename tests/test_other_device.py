@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 BEGIN = """
 import sys
 sys.path.insert(0, "tests")
-from other_device import OtherDevice, OtherTensor
+from other_device import OtherDevice
 import numpy as np, torch
 from i2v.load import load
 """
@@ -128,6 +128,11 @@ start = prior.start_latents
 prior.start_latents = lambda *given: start(*given).cpu()
 """
 
+UNSENT = """
+from i2v.training import batches
+batches.sent = lambda tensor, device: tensor
+"""
+
 
 def run(program: str, root: Path, *args: str) -> subprocess.CompletedProcess[str]:
     threads = {"OMP_NUM_THREADS": "1"}
@@ -141,8 +146,9 @@ def test_videos_are_those_of_the_cpu(files: str, root: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_a_tensor_that_is_left_on_the_cpu_is_seen(root: Path) -> None:
-    done = run(LEFT_BEHIND + PLAIN + SAMPLE, root)
+@pytest.mark.parametrize("program", [LEFT_BEHIND + PLAIN + SAMPLE, UNSENT + TRAIN], ids=["sampling", "training"])
+def test_a_tensor_that_is_left_on_the_cpu_is_seen(program: str, root: Path, tmp_path: Path) -> None:
+    done = run(program, root, str(tmp_path))
     assert done.returncode != 0 and "on the same device" in done.stderr
 
 
