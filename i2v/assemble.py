@@ -11,7 +11,7 @@ from torch import Tensor
 
 from i2v import presets
 from i2v.config import ConfigError, flag
-from i2v.diffusion.schedule import Schedule
+from i2v.diffusion.schedule import STABLE_DIFFUSION, Schedule
 from i2v.lora import check as check_lora
 from i2v.models.tokenizer import Tokenizer
 from i2v.networks import networks
@@ -91,7 +91,9 @@ class Plan:
         own = self.parts["motion"].source.schedule if "motion" in self.parts else None
         if own is not None:
             return own
-        return self.preset.networks.schedule if self.preset.networks else Schedule()
+        if self.preset.networks is None:
+            return Schedule()
+        return self.preset.networks.schedule if "motion" in self.parts else STABLE_DIFFUSION
 
     def tokenizers(self) -> list[Tokenizer]:
         """One per text encoder; SDXL's second one pads otherwise."""

@@ -169,6 +169,9 @@ def _tables_on(schedule: Schedule, device: torch.device) -> Tensor:
     return _tables(schedule).to(device)
 
 
+STABLE_DIFFUSION = Schedule(kind="scaled_linear", beta_start=0.00085, beta_end=0.012)
+"""The schedule that SD1.5 and SDXL themselves were trained on, without motion modules."""
+
 ANIMATEDIFF_SD15 = Schedule(kind="linear", beta_start=0.00085, beta_end=0.012)
 """The schedule of AnimateDiff's SD1.5 motion modules and of the released I2V-Adapter."""
 

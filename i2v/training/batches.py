@@ -51,12 +51,24 @@ class Batch:
             for at in range(0, len(self), size)
         ]
 
+    def on(self, device: torch.device) -> Batch:
+        """The same on the device."""
+        images, edges = (None if x is None else sent(x, device) for x in (self.image_features, self.edges))
+        latents, noise, timesteps = (sent(x, device) for x in (self.latents, self.noise, self.timesteps))
+        return Batch(latents, noise, timesteps, self.captions, images, edges)
+
 
 class Batches:
-    """The samples of a run, on the networks' device. On a GPU all latents of the world lie in its memory."""
+    """The samples of a run, on the networks' device. On a GPU all latents of the world lie in its memory.
 
-    def __init__(self, cfg: Training, data: Clips, networks: Networks) -> None:
+    each_once: every clip comes once, in a drawn order, before any comes again; else they are drawn with replacement.
+    """
+
+    def __init__(self, cfg: Training, data: Clips, networks: Networks, each_once: bool = False) -> None:
         self.cfg, self.data, self.device = cfg, data, networks.device
+        self.order: list[int] = []
+        if each_once:
+            self.order = noise.uniform(cfg.seed, "order", range(len(data)), 0, (1,)).flatten().argsort().tolist()
         self.timesteps = networks.schedule.num_train_timesteps
         self.features = networks.image_features(data, cfg.cache) if "ip_adapter" in cfg.parts else None
         self.edges = edges_of(data, cfg.cache) if "controlnet" in cfg.parts and isinstance(data, WorldLatents) else None
@@ -67,12 +79,18 @@ class Batches:
             self.latents = torch.from_numpy(np.array(data.latents)).to(self.device)
 
     def draw(self, first: int, count: int) -> Batch:
+        """`_drawn`, on the networks' device."""
+        return self._drawn(first, count).on(self.device)
+
+    def _drawn(self, first: int, count: int) -> Batch:
         """Samples `first` ... `first + count - 1` of the run, each a function of (seed, sample number) alone: neither
         batch size nor restarts change what is seen. Timesteps follow the golden-ratio sequence: uniform, and even in a
         batch."""
         cfg, data, samples = self.cfg, self.data, range(first, first + count)
         picks = noise.uniform(cfg.seed, "clip", samples, 0, (4,)).tolist()  # clip, frame, caption, picture
         clips = [int(clip * len(data)) for clip, *_ in picks]
+        if self.order:
+            clips = [self.order[sample % len(data)] for sample in samples]
         if cfg.num_frames == 1:
             frames = [[int(frame * data.num_frames)] for _, frame, *_ in picks]
         elif isinstance(data, EncodedClips):  # already cut by time
@@ -84,15 +102,14 @@ class Batches:
         features = None
         if self.features is not None:  # the last row stands for a dropped picture
             shown = [clip if keep >= cfg.drop_image else -1 for clip, (*_, keep) in zip(clips, picks)]
-            features = sent(self.features[shown], self.device)
+            features = self.features[shown]
         edges = None
         if self.edges is not None:
-            maps = as_maps(self.edges[np.array(clips)[:, None], np.array(frames)])
-            edges = sent(torch.from_numpy(maps), self.device)
+            edges = torch.from_numpy(as_maps(self.edges[np.array(clips)[:, None], np.array(frames)]))
         return Batch(
             latents,
-            sent(noise.normal(cfg.seed, "train", samples, 0, tuple(latents.shape[1:])), self.device),
-            sent(torch.tensor([int(g * self.timesteps) for g in golden]), self.device),
+            noise.normal(cfg.seed, "train", samples, 0, tuple(latents.shape[1:])),
+            torch.tensor([int(g * self.timesteps) for g in golden]),
             [data.captions[clip] if keep >= cfg.drop_text else "" for clip, (_, _, keep, _) in zip(clips, picks)],
             features,
             edges,
@@ -106,7 +123,7 @@ class Batches:
     def _latents(self, clips: list[int], frames: list[list[int]], samples: range) -> Tensor:
         """(B, F, C, h, w) float32: the likeliest latents of the world's clips; of others a draw from the posterior."""
         if isinstance(self.data, EncodedClips):
-            return sent(self.data.batch(clips, frames, samples, self.cfg.seed), self.device)
+            return self.data.batch(clips, frames, samples, self.cfg.seed)
         if self.latents is None:
             chosen = self.data.latents[np.array(clips)[:, None], np.array(frames)]
             return torch.from_numpy(chosen.astype(np.float32))
@@ -116,7 +133,7 @@ class Batches:
     def of_steps(self, step: int, steps: int, rank: int = 0, ranks: int = 1) -> Generator[Batch, None, None]:
         """The batches of steps `step` ... `steps - 1`; of several processes each gets its own samples of every step.
 
-        Threads draw them ahead of their time.
+        Threads draw them ahead of their time; they wait beside the GPU's memory, not in it.
         """
         size = self.cfg.batch // ranks
         firsts = (k * self.cfg.batch + rank * size for k in range(step, steps))
@@ -129,7 +146,7 @@ class Batches:
             try:
                 for _ in range(step, steps):
                     for first in islice(firsts, 2 * self.threads - len(waiting)):
-                        waiting.append(pool.submit(self.draw, first, size))
-                    yield waiting.popleft().result()
+                        waiting.append(pool.submit(self._drawn, first, size))
+                    yield waiting.popleft().result().on(self.device)
             finally:
                 pool.shutdown(cancel_futures=True)

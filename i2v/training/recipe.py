@@ -25,6 +25,7 @@ from i2v.device import place
 from i2v.hashes import sha256
 from i2v.training import clip, vae
 from i2v.training.settings import FREE, Training
+from weights_convert.files import write_atomic
 
 Main = Callable[[list[str]], int | None]
 CONFIGS: dict[str, type] = {"train": Training, "vae": vae.VAETraining, "clip": clip.CLIPTraining}
@@ -122,7 +123,7 @@ def finished(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str
     if not done.is_file():
         return False
     before = json.loads(done.read_text())
-    names = sorted((before["settings"].keys() | settings.keys()) - FREE - {"init"})
+    names = sorted((before["settings"].keys() | settings.keys()) - FREE - {"init", "polish"})  # `inputs` tells these
     lines = [
         f"\n  {k}: {before['settings'].get(k)!r} -> {settings.get(k)!r}"
         for k in names
@@ -155,12 +156,18 @@ def check(stage: Stage, folder: Path, ignore: bool) -> None:
             )
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """A copy that appears under its name only when it is complete."""
+    with source.open("rb") as file:
+        write_atomic(target, lambda out: shutil.copyfileobj(file, out))
+
+
 def carry(source: Path, target: Path) -> None:
     """Copy what the target folder of weights does not have."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if not (target / path.name).exists():
-            shutil.copyfile(path, target / path.name)
+            copy_whole(path, target / path.name)
 
 
 def run(cfg: Recipe, mains: Mapping[str, Main]) -> int:
@@ -174,7 +181,7 @@ def run(cfg: Recipe, mains: Mapping[str, Main]) -> int:
         if not source.is_file():
             raise ConfigError(f"{source}: there is no such file, which the recipe in {cfg.recipe} starts from")
         if not (previous / name).exists():
-            shutil.copyfile(source, previous / name)
+            copy_whole(source, previous / name)
     for number, stage in enumerate(stages, 1):
         folder = out / stage.name
         settings = settings_of(stage, out, previous, cfg.device)

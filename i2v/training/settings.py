@@ -106,9 +106,11 @@ class Training:
                      "keep_checkpoints", "stride", "draws", "height", "width"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        for name in ("lora", "min_snr", "known_noise", "micro_batch", "clips_made"):
+        for name in ("lr", "lora", "min_snr", "known_noise", "micro_batch", "clips_made"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
+        if not self.clip_norm > 0:
+            raise ConfigError(f"--clip-norm {self.clip_norm}: expected more than 0; 1e9 clips nothing")
         if unknown := sorted(set(self.report) - set(REPORTS)):
             raise ConfigError(f"--report {unknown[0]}: expected {' or '.join(REPORTS)}")
         for name in ("drop_text", "drop_image", "hold_out"):

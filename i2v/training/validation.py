@@ -30,7 +30,8 @@ LossOf = Callable[[Training, Networks, Batch], Tensor]
 
 def held_out(cfg: Training, networks: Networks, clips: RunClips) -> Batches:
     """What `validate` measures on: the same for every run on these clips, nothing dropped."""
-    return Batches(replace(cfg, drop_text=0.0, drop_image=0.0, seed=1, workers=0), clips.held_out, networks)
+    own = replace(cfg, drop_text=0.0, drop_image=0.0, seed=1, workers=0)
+    return Batches(own, clips.held_out, networks, each_once=cfg.data is not None)
 
 
 def other_motion(world: WorldConfig, caption: str, turn: int) -> str:
@@ -41,11 +42,13 @@ def other_motion(world: WorldConfig, caption: str, turn: int) -> str:
 
 
 def others(cfg: Training, captions: list[str]) -> list[str] | None:
-    """Captions that are wrong: with another motion of the world, or those of other clips; None where all are alike."""
+    """Captions that are wrong: with another motion of the world, or each the next one that reads otherwise; None where
+    all are alike."""
     if cfg.data is None:
         return [other_motion(WORLDS[cfg.world], caption, k) for k, caption in enumerate(captions)]
-    turned = captions[1:] + captions[:1]
-    return None if set(captions) == {captions[0]} else turned
+    if set(captions) == {captions[0]}:
+        return None
+    return [next(c for c in captions[k:] + captions[:k] if c != caption) for k, caption in enumerate(captions)]
 
 
 @torch.no_grad()

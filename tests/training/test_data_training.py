@@ -17,6 +17,7 @@ from i2v.data.cache import EncodedClips
 from i2v.training import checkpoint
 from i2v.training.batches import Batches
 from i2v.training.clips import open_clips, split
+from i2v.training.validation import held_out, others
 
 OWN: dict[str, Any] = {"fps": 8.0, "height": 64, "width": 64, "hold_out": 0.0, "clips_made": 0}
 
@@ -52,6 +53,18 @@ def test_what_is_learnt_is_in_the_clips(toy: Toy, clips: Path, capsys: pytest.Ca
         assert (batch.latents[row] - data.clip(index, [0, 1, 2])).abs().max() > 0
     again = open_clips(cfg, networks)
     assert again.identity == found.identity and "encoding" not in capsys.readouterr().out
+
+
+def test_validation_takes_every_clip_once_and_wrong_captions_are_wrong(toy: Toy, clips: Path) -> None:
+    cfg = toy.config(**own(clips))
+    networks = toy.build(cfg)
+    fixed = held_out(cfg, networks, open_clips(cfg, networks))
+    captions = fixed.draw(0, 4).captions
+    assert sorted(captions) == sorted(fixed.data.captions) and len(set(captions)) == 4
+    for told in (captions, ["a", "a", "b", "a"], ["b", "a", "a"]):
+        wrong = others(cfg, told)
+        assert wrong is not None and set(wrong) <= set(told) and all(a != b for a, b in zip(wrong, told, strict=True))
+    assert others(cfg, ["a", "a"]) is None
 
 
 def test_a_run_on_own_clips_is_the_same_in_one_piece_and_in_two(toy: Toy, clips: Path, tmp_path: Path) -> None:

@@ -141,6 +141,18 @@ def test_the_presets_are_the_papers_settings(root: Path, name: str) -> None:
     assert schedule is not None and (schedule.schedule.kind == "linear") == (cfg.preset == "i2v-sd15")
 
 
+@pytest.mark.parametrize("preset", ["i2v-sd15", "i2v-sdxl"])
+def test_single_pictures_are_noised_as_the_base_learnt_them(
+    models: dict[str, Path], clips: Path, tmp_path: Path, preset: str
+) -> None:
+    """AnimateDiff's betas belong to its motion modules; Stable Diffusion alone knows others."""
+    changes = {"num_frames": 1, "clean_first": False, "lora": 2, "train": ("unet.*attn?.to_*",)}
+    alone = train.build(settings(models, clips, tmp_path, preset, parts=("none",), **changes)).schedule
+    moving = train.build(settings(models, clips, tmp_path, preset, parts=("motion",), **changes)).schedule
+    assert (alone.kind, alone.beta_start, alone.beta_end) == ("scaled_linear", 0.00085, 0.012)
+    assert moving == PRESETS[preset].networks.schedule != alone
+
+
 def test_a_preset_without_its_files_says_which(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lacks .*v1-5-pruned-emaonly.safetensors"):
         run(settings({"i2v-sd15": clips}, clips, tmp_path))

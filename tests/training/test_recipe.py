@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,32 @@ def test_the_whole_recipe(
         file.write(b"x")
     with pytest.raises(ConfigError, match="has been changed since"):
         run(folder, out, "--ignore-gates")
+
+
+def test_a_folder_that_has_moved_and_a_kill_while_weights_are_copied(
+    vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [STAGES[0], {"name": "decoder", "kind": "vae", "settings": STAGES[-1]["settings"]}]
+    folder, out = write(tmp_path / "recipe", vocabulary, stages), tmp_path / "out"
+    copy, copied = shutil.copyfileobj, []
+
+    def dying(source: Any, target: Any) -> None:
+        copied.append(source.name)
+        if len(copied) == 3:
+            target.write(source.read(8))
+            raise KeyboardInterrupt
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfileobj", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out)
+    assert run(folder, out) == 0
+    made = {p.name: p.read_bytes() for p in (out / "weights").iterdir()}
+    assert all(made[p.name] == p.read_bytes() for p in (out / "start").iterdir())
+    out.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert run(folder, tmp_path / "moved") == 0
+    assert capsys.readouterr().out.count("finished before") == 2
 
 
 @pytest.mark.parametrize(
