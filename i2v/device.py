@@ -30,9 +30,14 @@ class Place:
     local_rank: int = 0
 
 
+def launched() -> bool:
+    """Whether torchrun started this process. Some builds of torch (Windows, Jetson) come without its package."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
 def place() -> Place:
     """Where torchrun put this process; alone without it."""
-    if not dist.is_torchelastic_launched():
+    if not launched():
         return Place()
     return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
@@ -144,6 +149,6 @@ def finite(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device; CUDA goes on with its work meanwhile."""
-    if device.type == "cuda":
+    if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

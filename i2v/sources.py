@@ -114,7 +114,8 @@ class Library:
                 return source, ""
         bar = tqdm(self.paths, f"looking through {self.folder}", unit="file", delay=2, leave=False)
         opened = [self._open(path) for path in bar]
-        others = [source for source in opened if isinstance(source, Source) and source.layout in wanted.layouts]
+        fit = {s.path.resolve(): s for s in opened if isinstance(s, Source) and s.layout in wanted.layouts}
+        others = [s for s in fit.values() if s.path.parent.resolve() not in fit]  # of a whole folder no file in it
         if len(others) == 1:
             return others[0], f"{others[0].path} is taken for {wanted.file}"
         if others:
@@ -139,13 +140,21 @@ class Library:
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    """Weight files and whole diffusers folders, in the order of their names; nothing inside the latter."""
+    """Weight files and whole diffusers folders, in the order of their names; of the latter's own folders nothing.
+
+    A folder that is linked to more than once, or from inside itself, is walked once.
+    """
+    walked = set()
     for here, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
+        real = os.path.realpath(here)
+        if real in walked:
+            folders.clear()
+            continue
+        walked.add(real)
         if "model_index.json" in names:
             folders.clear()
             yield Path(here)
-            continue
         yield from (Path(here, name) for name in sorted(names) if name.endswith(ENDINGS))
 
 

@@ -49,7 +49,7 @@ def recognise(
     some = ", ".join(list(tensors)[:3])
     raise ConversionError(
         f"{file}: its {len(tensors)} tensors ({some}, ...) are in no known layout"
-        + (f"; the nearest:{tried}" if near else "")
+        + (f"; the nearest:{tried}\n  (as one of these all the same: convert it with --layout)" if near else "")
         + f"\n{KNOWN}{', '.join(layout.name for layout in LAYOUTS)}"
     )
 
@@ -155,7 +155,6 @@ def to_parts(
 ) -> Parts:
     """`read_parts` for tensors that are read already."""
     found = detect(tensors, file, metadata) if layout is None else named(layout)
-    tensors = files.widened(tensors)  # now that it is known to be of use
     converted, report = convert(tensors, found.build(tensors.keys(), ema), found.name, file)
     return Parts(found, split_parts(completed(converted, found, file)), report, dict(metadata or {}))
 

@@ -41,7 +41,7 @@ def read(path: str | Path, widen: bool = True) -> tuple[dict[str, Tensor], dict[
     diffusers or transformers model's part, which may be in shards, or their index. The kind is told from the content,
     not from the name. Tensors are mapped, read from disk when used. Wrappers are taken off, and nothing outside of the
     weights (optimiser states) is read; the metadata of a torch file says what ("wrapper", "ignored"). 8-bit floats
-    become float16, which holds them exactly; with `widen` False those of a single file stay, for `widened`.
+    become float16, which holds them exactly; with `widen` False those of a single file stay as they are, unread.
 
     Raises FileNotFoundError, or ConversionError for a file that is something else, is damaged, or holds code.
     """
@@ -157,11 +157,6 @@ def _kind(content: Any) -> str:
     return str(content)[:80] if isinstance(content, Placeholder) else type(content).__name__
 
 
-def widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With float16 in place of 8-bit floats: these are read from the disk for it."""
-    return {k: v.to(torch.float16) if v.dtype in EIGHT_BIT_FLOATS else v for k, v in tensors.items()}
-
-
 def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path, widen: bool) -> Read:
     """Without the level `module.` of training on several GPUs, without 8-bit floats, and refused where weights mean
     something only together with scales."""
@@ -181,7 +176,8 @@ def _plain(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path, wid
         )
     if eight:
         stored = ", ".join(sorted({str(tensors[key].dtype).removeprefix("torch.") for key in eight}))
-        tensors = widened(tensors) if widen else tensors
+        if widen:
+            tensors = {k: v.to(torch.float16) if v.dtype in EIGHT_BIT_FLOATS else v for k, v in tensors.items()}
         metadata = {**metadata, "stored": stored}
         log.info("%s: %d tensors are stored as %s and become float16", path.name, len(eight), stored)
     return tensors, metadata
@@ -350,6 +346,6 @@ def write(
 
 def _only_nan(tensor: Tensor) -> bool:
     """One look at the first element is enough for almost every tensor."""
-    if not tensor.is_floating_point() or tensor.numel() == 0 or not tensor[(0,) * tensor.dim()].isnan():
+    if not tensor.is_floating_point() or tensor.numel() == 0 or not tensor[(0,) * tensor.dim()].float().isnan():
         return False
-    return bool(tensor.isnan().all())
+    return bool(tensor.float().isnan().all())  # 8-bit floats know no `isnan` of their own

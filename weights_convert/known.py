@@ -5,6 +5,7 @@ from __future__ import annotations
 from weights_convert.layout import Layout
 from weights_convert.layouts import (
     animatediff,
+    animatediff_training,
     clip,
     controlnet,
     diffusers_folder,
@@ -28,6 +29,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *diffusers_unet.LAYOUTS,
     *official_i2v.LAYOUTS,
     *animatediff.LAYOUTS,
+    *animatediff_training.LAYOUTS,
     *ip_adapter.LAYOUTS,
     *vae.LAYOUTS,
     *clip.LAYOUTS,

@@ -64,14 +64,19 @@ class Layout:
                 wrong.append(f"no {key}")
             elif not fits(tuple(tensors[key].shape), shape):
                 wrong.append(f"{key} is {tuple(tensors[key].shape)}, expected {_shown(shape)}")
+        return wrong + [f"there is {key}" for key in self.strange(tensors)]
+
+    def strange(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Keys that belong to another format."""
+        found = []
         for key in self.lacks:
             there = next((name for name in tensors if name.startswith(key)), "") if key.endswith(".") else key
-            wrong += [f"there is {there}"] * (there in tensors)
-        return wrong
+            found += [there] * (there in tensors)
+        return found
 
     def near(self, tensors: Mapping[str, Tensor]) -> float:
-        """How many of the signs are there, 0 to 1; for messages."""
-        return sum(key in tensors for key in self.has) / len(self.has)
+        """How many of the signs are there, for or against it, 0 to 1; for messages."""
+        return sum(key in tensors for key in self.has) / (len(self.has) + len(self.strange(tensors)))
 
 
 def still_needed(bases: Collection[str], parts: Collection[str]) -> tuple[str, ...]:

@@ -251,8 +251,10 @@ def _placed(pairs: Pairs, base: Base) -> tuple[dict[str, Pairs], list[str], list
     parts: dict[str, Pairs] = {}
     taken: dict[tuple[str, str], str] = {}
     problems, unknown = list[str](), list[str]()
+    # diffusers' exporter numbers an only text encoder too; of a text encoder alone the number is all that tells SDXL
+    one_text = len(base.text) == 1 and not all(name.startswith("lora_te") for name in pairs)
     for name, pair in pairs.items():
-        target = resolve(name, base)
+        target = resolve(name.replace("lora_te1_", "lora_te_") if one_text else name, base)
         if target is None:
             unknown.append(name)
             continue

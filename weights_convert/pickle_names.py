@@ -186,7 +186,8 @@ _TYPES = """
     _codecs.encode argparse.Namespace collections.Counter collections.deque copy_reg._reconstructor
     copyreg._reconstructor decimal.Decimal enum.Enum enum.IntEnum uuid.UUID
     builtins.bool builtins.bytearray builtins.bytes builtins.complex builtins.dict builtins.float builtins.frozenset
-    builtins.int builtins.list builtins.object builtins.range builtins.set builtins.slice builtins.str builtins.tuple
+    builtins.int builtins.list builtins.long builtins.object builtins.range builtins.set builtins.slice builtins.str
+    builtins.tuple builtins.unicode builtins.xrange
     datetime.date datetime.datetime datetime.timedelta datetime.timezone
     pathlib.Path pathlib.PosixPath pathlib.PurePosixPath pathlib.PureWindowsPath pathlib.WindowsPath
     pathlib._local.PosixPath pathlib._local.WindowsPath

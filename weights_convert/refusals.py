@@ -49,6 +49,8 @@ RAFT = "it is no part of a video model; FlowScore and WarpingError read it, see 
 DOVER = "it is no part of a video model; DoverVQA reads it, see docs/eval.md"
 
 REFUSALS = (
+    Refusal(r"^(module\.)?adapter_modules\.\d+\.to_k_ip\.weight$", "a checkpoint of IP-Adapter's training script",
+            "save its image_proj_model.* as image_proj.* and its adapter_modules.* as ip_adapter.*, without the UNet"),
     Refusal(r"image_proj_model\.|framestride_embed", "DynamiCrafter",
             "another video model; nothing in this project runs it, use the weights of an I2V-Adapter",
             kind="dynamicrafter"),
@@ -64,6 +66,8 @@ REFUSALS = (
     Refusal(r"^(adapter\.)?body\.\d+\.", "a T2I-Adapter", CONTROL),
     Refusal(r"\.hada_w1|\.lokr_w|\.oft_|\.glora|\.dora_scale|lora_magnitude_vector", "a LoHa, LoKr, OFT or DoRA",
             f"{BASE}, or a plain LoRA as one"),
+    Refusal(r"^image_proj\.proj\.[0-3]\.weight$|^ip_adapter\..*_lora\.", "an IP-Adapter for faces",
+            "use a base or plus one"),
     Refusal(r"lora_down|lora_up|_lora\.|\.lora\.|lora_A|lora_B|lora_linear_layer", "a LoRA",
             f"{BASE}, and this one as a LoRA", kind="lora"),
     Refusal(r"double_blocks\.|joint_blocks\.", "a FLUX or Stable Diffusion 3 transformer", BASE),
@@ -83,8 +87,6 @@ REFUSALS = (
             "use one that predicts the noise"),
     Refusal(r"^(v_pred|ztsnr|edm_vpred\.sigma_m(ax|in))$", "a v-prediction model", "use one that predicts the noise"),
     Refusal(r"scaled_fp8|\.scale_weight$", "a file of scaled 8-bit weights", "use the 16- or 32-bit version"),
-    Refusal(r"^image_proj\.proj\.[0-3]\.weight$|^ip_adapter\..*_lora\.", "an IP-Adapter for faces",
-            "use a base or plus one"),
     Refusal(r"^(vision_model\.)?embeddings\.class_embedding$", "CLIP's image encoder without its projection",
             "save it as transformers' CLIPVisionModelWithProjection", lacks="visual_projection.weight"),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from i2v.config import ConfigError
-from i2v.device import Place, place
+from i2v.device import Place, launched, place
 
 PATIENCE = timedelta(days=7)  # the others wait while the first process encodes all clips, validates and saves
 
@@ -76,7 +76,7 @@ class Processes(Place):
 def processes(device: str) -> Iterator[Processes]:
     """Joins the processes that torchrun started; without it there is one."""
     here = place()
-    if not dist.is_torchelastic_launched():
+    if not launched():
         yield Processes()
         return
     on_gpu = torch.cuda.is_available() and device != "cpu"

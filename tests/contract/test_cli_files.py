@@ -102,6 +102,25 @@ def test_a_folder_with_one_file_gone(run: Run, sets: Path, tmp_path: Path) -> No
     assert out.count("or AnimateDiff's own by --motion") == 1
 
 
+def test_files_beside_an_unfinished_diffusers_folder_and_behind_links(run: Run, sets: Path, tmp_path: Path) -> None:
+    """A repository fetched for its single file alone; links to a file and to the folder itself."""
+    inside = tmp_path / "models" / "stable-diffusion-v1-5"
+    inside.mkdir(parents=True)
+    (inside / "model_index.json").write_text("{}")
+    for number, file in enumerate((sets / "i2v-sd15").iterdir()):
+        (inside / file.name if file.is_file() else inside.parent / file.name).symlink_to(file)
+        name = f"{number}{file.suffix}"
+        (tmp_path / name).symlink_to(file)
+        (tmp_path / f"again{name}").symlink_to(name)
+    code, out, _ = run("--preset", "i2v-sd15", "--models", str(tmp_path / "models"), "--check")
+    assert code == 0 and "complete" in out and "is taken for" not in out, out
+    (tmp_path / "models").rename(tmp_path.parent / f"{tmp_path.name} aside")
+    for link in ("loop", "loop again"):
+        (tmp_path / link).symlink_to(".")
+    code, out, _ = run("--preset", "i2v-sd15", "--models", str(tmp_path), "--check")
+    assert code == 0 and "complete" in out and "could be any of" not in out
+
+
 @pytest.mark.parametrize("preset", ["i2v-sd15", "i2v-sdxl"])
 def test_a_video_from_published_files(run: Run, sets: Path, preset: str) -> None:
     folder = str(sets / preset)

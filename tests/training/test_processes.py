@@ -15,9 +15,10 @@ import toy_training
 from toy_training import Toy, weights
 
 from i2v.config import ConfigError
+from i2v.device import Place, place
 from i2v.training import checkpoint
 from i2v.training.batches import Batches
-from i2v.training.distributed import Processes
+from i2v.training.distributed import Processes, processes
 
 RUN: dict[str, Any] = {"steps": 4, "decay": "constant", "batch": 4, "clips_made": 0, "ema": 0.0, "device": "cpu"}
 # torchrun gives each process one thread; and Adam moves a weight whose gradient is rounding by a share of the rate
@@ -76,6 +77,15 @@ def test_processes_that_differ_do_not_train_together(monkeypatch: pytest.MonkeyP
     Processes(0, 1).agree(step=0)
     with pytest.raises(ConfigError, match=r"differ in step: \[0, 7\]; give all of them the same --out and --data"):
         Processes(0, 2).agree(step=0, clips="a")
+
+
+def test_a_torch_without_its_distributed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds for Windows or Jetson may lack it: one process then, as without torchrun."""
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_torchelastic_launched")
+    assert place() == Place()
+    with processes("cpu") as alone:
+        assert alone.count == 1
 
 
 def test_a_run_compares_step_and_clips(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,8 +136,40 @@ def test_motion_modules_without_their_table(manifest: Manifest) -> None:
     """v1 and v3 then have the same keys: the user has to say which."""
     tables = published(manifest, "mm_sd_v15")
     bare = {k: v for k, v in tables.items() if not k.endswith(".pe")}
-    refused(bare, "animatediff-v1, but no", "animatediff-v3, but no")
+    refused(bare, "animatediff-v1, but no", "animatediff-v3, but no", "convert it with --layout")
     assert to_parts(bare, "x", "animatediff-v3").tensors["motion"].keys() == bare_names(tables, "animatediff-v1")
+
+
+@pytest.mark.parametrize("version, motion", [("v1", "mm_sd_v15"), ("v2", "mm_sd_v15_v2"), ("v3", "v3_sd15_mm")])
+def test_a_checkpoint_of_animatediff_s_training(version: str, motion: str, manifest: Manifest) -> None:
+    """The whole UNet with the modules in it; as newer versions of that script save it too, without the tables."""
+    modules, unet = published(manifest, motion), published(manifest, "sd15_diffusers_unet")
+    name = f"animatediff-{version}-unet"
+    parts = to_parts(modules | unet, "x")
+    assert parts.layout.name == name and parts.layout.max_frames == (24 if version == "v1" else 32)
+    assert parts.tensors["motion"].keys() == bare_names(modules, f"animatediff-{version}")
+    assert parts.tensors["unet"].keys() == unet.keys()
+    bare = {k: v for k, v in modules.items() if not k.endswith(".pe")} | unet
+    assert to_parts(bare, "x", name).tensors["motion"].keys() == parts.tensors["motion"].keys()
+    if version == "v2":
+        assert to_parts(bare, "x").layout.name == name
+    else:
+        refused(bare, f"{name}, but no", "convert it with --layout")
+
+
+def test_a_checkpoint_of_ip_adapter_s_training(manifest: Manifest) -> None:
+    raw = {"image_proj_model.proj.weight": meta(3072, 1024), "adapter_modules.1.to_k_ip.weight": meta(320, 768)}
+    refused(raw | {f"unet.{k}": v for k, v in published(manifest, "sd15_diffusers_unet").items()},
+            "a checkpoint of IP-Adapter's training script", "as image_proj.*")  # fmt: skip
+    face = {"image_proj.proj.0.weight": meta(1024, 512), "ip_adapter.0.to_q_lora.down.weight": meta(128, 320)}
+    refused(face, "an IP-Adapter for faces")
+
+
+def test_eight_bit_floats_stay_unread(manifest: Manifest) -> None:
+    """Whoever fills a network casts them; a search through a folder must not."""
+    tensors = published(manifest, "i2v_module")
+    parts = to_parts({k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}, "x")
+    assert {v.dtype for v in parts.tensors["i2v_adapter"].values()} == {torch.float8_e4m3fn}
 
 
 def bare_names(tensors: dict[str, Tensor], layout: str) -> set[str]:

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from teaching import refused
 
 from weights_convert import files
-from weights_convert.detect import read_parts
 from weights_convert.rules import ConversionError
 
 TENSORS = {
@@ -179,12 +178,19 @@ def test_eight_bit_floats_become_float16_exactly(tmp_path: Path, dtype: torch.dt
     assert metadata["stored"] == str(dtype)[6:]
 
 
-def test_eight_bit_floats_of_another_model_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
+def test_eight_bit_floats_are_cast_when_they_are_used(
+    tmp_path: Path, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
     """A folder of downloads may hold many gigabytes of them, all of which a search looks at."""
-    save_file({"blocks.0.weight": torch.ones(4, 4).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
-    monkeypatch.setattr(files, "widened", lambda tensors: pytest.fail("was read"))
-    with pytest.raises(ConversionError, match="in no known layout"):
-        read_parts(tmp_path / "x.safetensors")
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    save_file({"w": every, "broken": every[-1:].repeat(4)}, tmp_path / "x.safetensors")
+    mapped, _ = files.read(tmp_path / "x.safetensors", widen=False)
+    assert mapped["w"].dtype == dtype
+    for wanted in (torch.float16, torch.bfloat16, torch.float32):
+        cast = files.cast(mapped, wanted, "x")["w"]
+        assert cast.dtype == wanted and torch.equal(cast.float().nan_to_num(7e5), every.float().nan_to_num(7e5))
+    assert "nothing but NaN in 1 tensors, first broken" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["scaled_fp8", "blocks.0.attn.scale_weight", "blocks.0.weight_scale"])

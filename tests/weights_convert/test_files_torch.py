@@ -68,6 +68,7 @@ def test_lightning_checkpoint(
             "none": None,
             "bytes": b"x",
             "text": "ü" * 300,
+            "types": [int, str, float, range(3), defaultdict(int)],  # by protocol 2: long, unicode, xrange
         },
         "epoch": 3,
     }

@@ -107,6 +107,9 @@ def test_another_base(tensors: dict[str, Tensor], base: Base | None, told: str, 
         (pair("lora_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_k", 1280, 1280), "sdxl"),
         (pair(f"lora_te_{FLAT_TEXT}v_proj", 768, 768), "sd15"),
         (pair(f"lora_te1_{FLAT_TEXT}v_proj", 768, 768), "sdxl"),
+        # as diffusers' exporter names an only text encoder
+        (pair(f"lora_unet_{TO_K}", 640, 768) | pair(f"lora_te1_{FLAT_TEXT}v_proj", 768, 768), "sd15"),
+        (pair(f"lora_unet_{TO_K}", 640, 2048) | pair(f"lora_te1_{FLAT_TEXT}v_proj", 768, 768), "sdxl"),
     ],
 )
 def test_the_base_is_told_from_the_content(tensors: dict[str, Tensor], base: str | None, tmp_path: Path) -> None:

@@ -87,9 +87,14 @@ def _signs(version: str, module: str, query: str, table: str) -> tuple[dict[str,
     return {**has, first + table: (1, VERSIONS[version][2].max_frames, 320), last: (1280,)}, ("conv_in.weight", middle)
 
 
+def signs(version: str) -> tuple[dict[str, Shape | None], tuple[str, ...]]:
+    """Of AnimateDiff's own files: keys that are there and keys that are not."""
+    return _signs(version, f"{MODULE}.", "attention_blocks.0.to_q.weight", "attention_blocks.0.pos_encoder.pe")
+
+
 def _layouts(version: str) -> tuple[Layout, Layout]:
     title, base, motion = VERSIONS[version]
-    original = _signs(version, f"{MODULE}.", "attention_blocks.0.to_q.weight", "attention_blocks.0.pos_encoder.pe")
+    original = signs(version)
     adapter = _signs(version, "motion_modules.0.", "attn1.to_q.weight", "pos_embed.pe")
     plain = Layout(
         f"animatediff-{version}",
