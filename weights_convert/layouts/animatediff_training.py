@@ -28,7 +28,12 @@ def _layout(version: str) -> Layout:
         parts=("unet", "motion"),
         has={**has, "conv_in.weight": (320, 4, 3, 3)},
         build=always(partial(_parts, motion)),
-        lacks=(*(key for key in lacks if key != "conv_in.weight"), IMAGE_KEYS, QUERY_FF[base]),
+        lacks=(
+            *(key for key in lacks if key != "conv_in.weight"),
+            IMAGE_KEYS,
+            QUERY_FF[base],
+            "controlnet_cond_embedding.",
+        ),
         configs={"unet": SD15, "motion": motion},
         schedule=SCHEDULES[base],
     )
