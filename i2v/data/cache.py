@@ -123,10 +123,11 @@ def encoded_folder(
     facts = {"vae": vae_id, "num_frames": timing.num_frames, "fps": timing.fps, "stride": timing.stride}
     facts |= {"height": dataset.height, "width": dataset.width, "seed": dataset.seed, "keep": dataset.keep}
     store = Store(cache, "clips", facts)
-    keys = {(k, d): _key(dataset, k, d) for k in range(len(dataset)) for d in range(draws)}
-    if any(key not in store.entries for key in keys.values()):
+    whole = [k for k, item in enumerate(dataset.items) if item.fault is None]  # the others every listing shows anew
+    keys = {(k, d): _key(dataset, k, d) for k in whole for d in range(draws)}
+    if any(_unknown(store, key) for key in keys.values()):
         with store.writing():
-            waiting = {key: place for place, key in keys.items() if key not in store.entries}
+            waiting = {key: place for place, key in keys.items() if _unknown(store, key)}
             _add(store, dataset, encode, waiting, chunk, show)
     used = []
     for (index, draw), key in keys.items():
@@ -158,6 +159,11 @@ def _digest(lines: Sequence[str]) -> str:
 def _key(dataset: Dataset, index: int, draw: int) -> str:
     item = dataset.items[index]
     return "/".join(["-".join(map(str, version(item.path))) or "absent", str(draw), item.name])
+
+
+def _unknown(store: Store, key: str) -> bool:
+    """Also where older caches say that the caption is bad: the key, of the clip's file alone, outlives its mending."""
+    return store.entries.get(key, {"reason": "caption"}).get("reason") == "caption"
 
 
 def _add(

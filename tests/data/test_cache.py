@@ -130,6 +130,39 @@ def test_a_folder_that_changes_costs_what_has_changed(tmp_path: Path, clips: Pat
     assert after.identity != before.identity
 
 
+def test_a_caption_that_breaks_and_is_mended(tmp_path: Path, clips: Path) -> None:
+    """The clip's file stays as it is; neither the cache nor the list of a checkpoint may outlive the caption."""
+    folder = tmp_path / "clips"
+    shutil.copytree(clips, folder)
+    (folder / "2.mp4").unlink()
+    for cache, first in ((tmp_path / "broken first", b"caf\xe9"), (tmp_path / "whole first", b"fine")):
+        encode, bad = Encoder(), list[dict[str, object]]()
+        for said in (first, b"caf\xe9", b"mended", b"caf\xe9"):
+            (folder / "1.txt").write_bytes(said)
+            data = open_dataset(folder, 6, size=32, quarantine=bad)
+            got = encoded(cache, data, encode)
+            whole = said != b"caf\xe9"
+            assert got.captions == ["clip 0", *([said.decode()] if whole else []), "clip 3", "clip 4"], said
+            assert [(e["file"], e["reason"]) for e in got.dropped] == [("1.mp4", "caption")] * (not whole), said
+            bad = got.dropped
+        assert encode.calls == 4
+
+
+def test_caches_that_hold_a_broken_caption(tmp_path: Path, clips: Path) -> None:
+    """Older ones do, under the clip's own key."""
+    encoded(tmp_path, opened(clips), Encoder())
+    (store,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in (store / "rows.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["key"].endswith("/2.mp4"):
+            line["reason"] = "caption"
+    (store / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):
+        encode = Encoder()
+        again = encoded(tmp_path, opened(clips), encode)
+        assert encode.calls == 0 and [entry["reason"] for entry in again.dropped] == ["not_a_video"]
+
+
 def test_clips_are_known_by_what_they_are(tmp_path: Path, clips: Path) -> None:
     """Not by their place in the cache: features of others are not theirs, a copy is the same clip."""
     folder = tmp_path / "clips"
