@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from i2v.data.cache import EncodedClips, encoded_folder
 from i2v.data.dataset import open_dataset
+from i2v.models.tokenizer import Tokenizer
 from i2v.models.vae import Posterior
 from i2v.training.networks import Clips, Networks
 from i2v.training.settings import Training
@@ -69,6 +70,7 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
     words = f"{path}: {dataset.listing.kind}, {len(dataset):,} listed, {len(dataset) - len(clips.dropped):,} usable"
+    words += _of_captions([i.caption for i in dataset.items if i.name not in dataset.bad], networks.tokenizer)
     if dropped:
         words += f"; dropped: {dropped} (`python -m i2v.data check {path}` says which)"
     train, held_out = split(clips, cfg.hold_out)
@@ -79,6 +81,16 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
     about = "\n".join([clips.identity, str(cfg.hold_out), *clips.captions])
     identity = IDENTITY + hashlib.sha256(about.encode()).hexdigest()[:16]
     return RunClips(train, held_out, words, identity, clips.dropped)
+
+
+def _of_captions(captions: Sequence[str], tokenizer: Tokenizer) -> str:
+    """What is amiss with them, one for each usable file: in words, "" where nothing is."""
+    without = sum(not caption for caption in captions)
+    room = tokenizer.length - 2  # start and end
+    long = (caption for caption in captions if len(caption.encode()) > room)  # no token is less than a byte
+    cut = sum(len(tokenizer.ids(caption)) > room for caption in long)
+    said = f", {without:,} without a caption" if without else ""
+    return said + (f", {cut:,} with a caption cut at {tokenizer.length} tokens" if cut else "")
 
 
 def split(clips: EncodedClips, share: float) -> tuple[EncodedClips, EncodedClips]:

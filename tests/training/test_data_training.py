@@ -93,6 +93,21 @@ def test_the_quarantine_is_in_the_checkpoint_and_no_bad_file_is_opened_again(
     assert sorted(opened) == ["0.mp4", "1.mp4", "2.mp4", "3.mp4"]
 
 
+def test_captions_that_are_missing_or_cut_are_counted(toy: Toy, clips: Path, tmp_path: Path) -> None:
+    """A table whose column of captions is not known as one would train on nothing but empty ones, unsaid."""
+    cfg = toy.config(**own(clips))
+    networks = toy.build(cfg)
+    assert "caption" not in open_clips(cfg, networks).words
+    fits = "a " * (networks.tokenizer.length - 2)
+    for column, told in (("captions", "2 usable, 2 without a caption"),
+                         ("caption", "2 usable, 1 with a caption cut at 32 tokens")):  # fmt: skip
+        table = tmp_path / f"{column}.csv"
+        rows = f"{clips}/0.mp4,{fits}\n{clips}/1.mp4,{fits} a\n{clips}/page.mp4,{fits} a\n"
+        table.write_text(f"file_name,{column}\n{rows}")
+        words = open_clips(toy.config(**own(table, cache=tmp_path / "cache")), networks).words
+        assert words.split(";")[0].endswith(told), words
+
+
 def test_other_clips_under_the_same_run_are_refused(toy: Toy, clips: Path, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     for number in range(2):
