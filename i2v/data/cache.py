@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from i2v import noise
 from i2v.data.dataset import Dataset, ahead, version
+from i2v.data.filters import thresholds
 from i2v.data.folders import BadClip, DataError
 from i2v.data.store import Entry, Store
 from i2v.models.vae import Posterior
@@ -122,6 +123,7 @@ def encoded_folder(
     timing = dataset.timing
     facts = {"vae": vae_id, "num_frames": timing.num_frames, "fps": timing.fps, "stride": timing.stride}
     facts |= {"height": dataset.height, "width": dataset.width, "seed": dataset.seed, "keep": dataset.keep}
+    facts |= {"thresholds": edited} if (edited := thresholds()) else {}
     store = Store(cache, "clips", facts)
     whole = [k for k, item in enumerate(dataset.items) if item.fault is None]  # the others every listing shows anew
     keys = {(k, d): _key(dataset, k, d) for k in whole for d in range(draws)}

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from i2v import noise
 from i2v.data.clips import Timing, read_frames, scan
-from i2v.data.filters import FILTERS, frames_from, starts
+from i2v.data.filters import FILTERS, frames_from, starts, thresholds
 from i2v.data.folders import BadClip, DataError, Item, Listing, kind_inside, understand
 from i2v.data.latents import cores
 from i2v.picture import to_tensor
@@ -67,7 +67,8 @@ class Dataset:
     @property
     def rules(self) -> str:
         """What decides, beside the file, whether it is used and which frames are shown."""
-        return f"{self.timing.num_frames} frames, fps {self.timing.fps}, stride {self.timing.stride}, keep {self.keep}"
+        rules = f"{self.timing.num_frames} frames, fps {self.timing.fps}, stride {self.timing.stride}, keep {self.keep}"
+        return rules + (f", thresholds {edited}" if (edited := thresholds()) else "")
 
     @property
     def quarantine(self) -> list[dict[str, Any]]:

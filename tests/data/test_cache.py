@@ -113,6 +113,22 @@ def test_what_it_was_made_from_decides(tmp_path: Path, clips: Path) -> None:
     assert encode.calls == 4
 
 
+def test_other_thresholds_choose_anew(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways: what was dropped may be used now, what was cached may be dropped. Older caches name no threshold."""
+    older = {"vae": "vae", "num_frames": 6, "fps": None, "stride": 1, "height": 32, "width": 32, "seed": 0, "keep": []}
+    before = opened(clips)
+    assert len(encoded(tmp_path, before, Encoder())) == 4
+    assert [path.name for path in tmp_path.iterdir()] == [Store(tmp_path, "clips", older).folder.name]
+    assert before.rules == "6 frames, fps None, stride 1, keep ()"  # as in older checkpoints
+    monkeypatch.setattr("i2v.data.filters.STILL_LEVEL", 1000.0)
+    after = opened(clips)
+    with pytest.raises(DataError, match="4 static, 1 not_a_video"):
+        encoded(tmp_path, after, Encoder())
+    monkeypatch.undo()
+    again = open_dataset(clips, 6, size=32, quarantine=after.quarantine)
+    assert not again.bad and len(encoded(tmp_path, again, Encoder(die_at=0))) == 4
+
+
 def test_a_folder_that_changes_costs_what_has_changed(tmp_path: Path, clips: Path) -> None:
     folder = tmp_path / "clips"
     shutil.copytree(clips, folder)
