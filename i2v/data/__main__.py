@@ -63,8 +63,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Does what the command line says. Exit code 0; 1 when no clip can be used."""
     given = _parser().parse_args(argv)
     listing = understand(given.path)
-    usual = 16 if any(item.kind == "video" for item in listing.items) else 1
-    frames = usual if given.num_frames is None else given.num_frames
+    frames = listing.usual_frames if given.num_frames is None else given.num_frames
     facts = open_dataset(listing, frames, given.fps, given.stride, keep=given.keep).survey()
     print(json.dumps(facts, indent=2) if given.json else shown(facts))
     return 0 if facts["kept"] else NOTHING_USABLE

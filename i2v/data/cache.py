@@ -142,8 +142,7 @@ def encoded_folder(
         reasons = Counter(entry["reason"] for entry in dataset.quarantine).most_common(3)
         raise DataError(
             f"{dataset.listing.path}: none of its {len(dataset)} clips can be used "
-            f"({', '.join(f'{count} {reason}' for reason, count in reasons)}); "
-            f"`python -m i2v.data check {dataset.listing.path}` says why"
+            f"({', '.join(f'{count} {reason}' for reason, count in reasons)}); `{dataset.check}` says why"
         )
     arrays, items = store.arrays(), [dataset.items[index] for index, *_ in used]
     marks = [f"{version(item.path)[:1]} {draw} {item.name}" for item, (_, draw, _) in zip(items, used, strict=True)]

@@ -6,6 +6,7 @@ before, of the number of processes, or of which bad files are known already.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,6 +72,15 @@ class Dataset:
         return rules + (f", thresholds {edited}" if (edited := thresholds()) else "")
 
     @property
+    def check(self) -> str:
+        """The command that says why clips are bad, by the same rules."""
+        timing, words = self.timing, ["python", "-m", "i2v.data", "check", str(self.listing.path)]
+        words += ["--num-frames", str(timing.num_frames)] if timing.num_frames != self.listing.usual_frames else []
+        words += ["--fps", f"{timing.fps:.12g}"] if timing.fps is not None else []
+        words += ["--stride", str(timing.stride)] if timing.stride != 1 else []
+        return shlex.join([*words, *(["--keep", *self.keep] if self.keep else [])])
+
+    @property
     def quarantine(self) -> list[dict[str, Any]]:
         """The bad items found so far, as JSON; given to `open_dataset` again, none of them is opened a second time."""
         return [self.bad[name] for name in sorted(self.bad)]
@@ -127,7 +137,7 @@ class Dataset:
                 last = f"{self.items[index].name}: {error}"
         raise DataError(
             f"{self.listing.path}: {TRIES} clips tried for sample {number}, none can be used (the last: {last}); "
-            f"`python -m i2v.data check {self.listing.path}` says why"
+            f"`{self.check}` says why"
         )
 
     def survey(self, show: bool = True) -> dict[str, Any]:

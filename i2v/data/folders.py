@@ -61,6 +61,11 @@ class Listing:
     items: list[Item]
     ignored: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def usual_frames(self) -> int:
+        """Frames of a clip where no number is given."""
+        return 16 if any(item.kind == "video" for item in self.items) else 1
+
 
 def understand(path: str | Path) -> Listing:
     """Lists the clips of a file, folder or table; items are in the order of their names or of the table.

@@ -72,7 +72,7 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
     words = f"{path}: {dataset.listing.kind}, {len(dataset):,} listed, {len(dataset) - len(clips.dropped):,} usable"
     words += _of_captions([i.caption for i in dataset.items if i.name not in dataset.bad], networks.tokenizer)
     if dropped:
-        words += f"; dropped: {dropped} (`python -m i2v.data check {path}` says which)"
+        words += f"; dropped: {dropped} (`{dataset.check}` says which)"
     train, held_out = split(clips, cfg.hold_out)
     if held_out is train:
         words += f"\n{NONE_HELD_OUT}"

@@ -302,7 +302,7 @@ def test_nothing_to_encode(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(DataError, match=r"none of its 1 clips can be used \(1 empty\)"):
+        with pytest.raises(DataError, match=r"none of its 1 clips can be used \(1 empty\); .*--num-frames 6` says why"):
             encoded(tmp_path / "cache", opened(tmp_path / "clips"), Encoder())
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -140,6 +142,23 @@ def test_check_says_what_it_found(planted: dict[str, list[Path]], capsys: pytest
     facts = json.loads(capsys.readouterr().out)
     assert facts["clip"] == {"num_frames": 8, "fps": 4.0, "stride": 1}
     assert not {"static", "letterbox"} & set(facts["dropped"]) and facts["dropped"]["empty"] == 1
+
+
+@pytest.mark.parametrize(
+    "settings, flags",
+    [
+        ({}, ""),
+        ({"stride": 3}, " --stride 3"),
+        ({"num_frames": 8, "fps": 23.976, "keep": ["static", "cut"]}, " --num-frames 8 --fps 23.976 --keep cut static"),
+    ],
+)
+def test_the_advice_is_a_command_under_the_same_rules(
+    planted: dict[str, list[Path]], capsys: pytest.CaptureFixture[str], settings: dict[str, Any], flags: str
+) -> None:
+    data = open_dataset(folder_of(planted), **{"num_frames": 16, **settings})
+    assert data.check == f"python -m i2v.data check {folder_of(planted)}{flags}"
+    run([*shlex.split(data.check)[3:], "--json"])
+    assert json.loads(capsys.readouterr().out) == data.survey(show=False)
 
 
 def test_check_fails_where_nothing_can_be_used(

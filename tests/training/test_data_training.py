@@ -43,6 +43,7 @@ def test_what_is_learnt_is_in_the_clips(toy: Toy, clips: Path, capsys: pytest.Ca
     networks = toy.build(cfg)
     found = open_clips(cfg, networks)
     assert "6 listed, 4 usable" in found.words and "1 not_a_video" in found.words and "1 static" in found.words
+    assert "--num-frames 3 --fps 8` says which)" in found.words  # what else is dropped there depends on them
     data = found.train
     assert isinstance(data, EncodedClips) and found.held_out is data and len(data) == 4
     batch = Batches(cfg, data, networks).draw(0, 12)
