@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -121,13 +122,10 @@ def kind_inside(path: Path) -> Kind | None:
 def _from_folder(folder: Path) -> Listing:
     """All clips and pictures below, hidden ones left out."""
     items, captions, others = [], set(), Counter[str]()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if any(part.startswith(".") for part in name.parts) or path.is_dir():
-            continue
+    for path in _files(folder):
         kind = kind_of(path)
         if kind is not None:
-            items.append(_captioned(path, name.as_posix(), kind))
+            items.append(_captioned(path, path.relative_to(folder).as_posix(), kind))
         elif path.suffix.lower() == ".txt":
             captions.add(path)
         else:
@@ -140,6 +138,26 @@ def _from_folder(folder: Path) -> Listing:
     kinds = {item.kind for item in items}
     what = "pictures only" if kinds == {"picture"} else "clips" if kinds == {"video"} else "clips and pictures"
     return Listing(folder, f"folder of {what}", items, {k: n for k, n in ignored.items() if n})
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below, hidden ones left out, in the order of their names.
+
+    A linked folder is walked too, but each folder once and none that `folder` itself lies in.
+    """
+    walked = {os.path.realpath(parent) for parent in folder.resolve().parents}
+    found: list[Path] = []
+    waiting = deque([folder])  # links come after all that lies below in its own right, which so keeps its name
+    while waiting:
+        for here, folders, names in os.walk(waiting.popleft()):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if (real := os.path.realpath(here)) in walked:
+                folders.clear()
+                continue
+            walked.add(real)
+            waiting += [Path(here, name) for name in folders if os.path.islink(os.path.join(here, name))]
+            found += [Path(here, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def _caption_files(path: Path) -> tuple[Path, Path]:

@@ -40,6 +40,23 @@ def test_a_folder_of_clips_with_captions_beside(tmp_path: Path) -> None:
     assert found.ignored == {"other files": 1, "captions without a clip": 1}
 
 
+def test_linked_folders_are_walked_once(tmp_path: Path) -> None:
+    """And in no circle; a folder that lies below in its own right keeps its name, whatever links to it."""
+    folder = tmp_path / "clips"
+    for name in ("clips/z/a.mp4", "far/b.mp4", "far/deep/c.mp4", "far/.hidden/d.mp4", "beside.mp4"):
+        clip(tmp_path / name)
+    (tmp_path / "far" / "b.txt").write_text("linked along")
+    links = {"clips/linked": "far", "clips/linked too": "far", "clips/a": "clips/z", "clips/z/back": "clips",
+             "clips/up": "", "far/deep/home": "clips", "far/deep/up": "far", "clips/.seen": "far"}  # fmt: skip
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target, target_is_directory=True)
+    (folder / "gone").symlink_to(tmp_path / "nothing")
+    wanted = {"linked/b.mp4": "linked along", "linked/deep/c.mp4": "", "z/a.mp4": ""}
+    assert said(understand(folder).items) == wanted and list(said(understand(folder).items)) == list(wanted)
+    (tmp_path / "given by a link").symlink_to(folder, target_is_directory=True)
+    assert said(understand(tmp_path / "given by a link").items) == wanted
+
+
 def test_pictures_clips_and_files_without_an_ending(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(GREY)
     assert understand(tmp_path).kind == "folder of pictures only"
