@@ -177,7 +177,8 @@ def _captioned(path: Path, name: str, kind: Kind) -> Item:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Spaces alone, and no half characters: a JSON text cut inside an emoji ends in one, which no file can hold."""
+    return " ".join(text.encode(errors="ignore").decode().split())
 
 
 def _table_in(folder: Path) -> Path | None:

@@ -112,6 +112,14 @@ def test_tables(tmp_path: Path, column: str, caption: str) -> None:
     assert found.kind == "jsonl table" and len(found.items) == 2
 
 
+def test_captions_cut_inside_a_character(tmp_path: Path) -> None:
+    """Half of an emoji can be written to no file, so captions that hold one could be neither kept nor hashed."""
+    clip(tmp_path / "a.mp4")
+    lines = [r'{"path": "a.mp4", "text": "a dog \ud83d\ude00 runs \ud83d"}', r'{"path": "b.mp4", "text": "\udc00"}']
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    assert said(understand(tmp_path).items) == {"a.mp4": "a dog \U0001f600 runs", "b.mp4": ""}
+
+
 def test_rows_that_name_no_file_of_this_machine(tmp_path: Path) -> None:
     outside = clip(tmp_path / "elsewhere" / "b.mp4")
     (tmp_path / "set").mkdir()
