@@ -79,11 +79,13 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Inside it `append` may be called. A second writer waits here until the first one is through."""
+        """Inside it `append` may be called. A second writer waits here until the first one is through, where the system
+        has locks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
             whole = self.read()
             if not self._shapes:  # killed in its first append: rows of which nothing tells
                 for stale in self.folder.glob("*.bin"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -283,6 +284,21 @@ def test_two_writers(tmp_path: Path) -> None:
     assert one.arrays()["v"].tolist() == [[1, 1, 1], [0, 0, 0]]
     with two.writing(), pytest.raises(ValueError, match="has rows of"):
         two.append([("r", {}, {"v": np.zeros(4, np.float16)})])
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One writer at a time needs none."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    store = Store(tmp_path, "x", {})
+    with store.writing():
+        store.append([("p", {}, {"v": np.ones(3, np.float16)})])
+    assert Store(tmp_path, "x", {}).arrays()["v"].tolist() == [[1, 1, 1]]
+    with pytest.raises(OSError, match="full"), store.writing():  # what goes wrong while it writes is still told
+        raise OSError(errno.ENOSPC, "the disk is full")
 
 
 def test_rows_of_a_killed_first_append_are_forgotten(tmp_path: Path) -> None:
