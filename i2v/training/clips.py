@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ HELD_OUT_WORLD = 64  # clips of the world that validation chooses from
 MOST_HELD_OUT = 1000  # of the user's
 ENCODED_AT_ONCE = 2**20  # pixels of frames, four of 512x512: an autoencoder's activations are large
 IDENTITY = "files "  # what an identity begins with, by how clips are told apart
+LOOKED_AT = 100_000  # long captions, for being cut: seconds
 NONE_HELD_OUT = "none is held out, so validation measures on what is learnt from"
 
 
@@ -88,9 +90,10 @@ def _of_captions(captions: Sequence[str], tokenizer: Tokenizer) -> str:
     without = sum(not caption for caption in captions)
     room = tokenizer.length - 2  # start and end
     long = (caption for caption in captions if len(caption.encode()) > room)  # no token is less than a byte
-    cut = sum(len(tokenizer.ids(caption)) > room for caption in long)
+    cut = sum(len(tokenizer.ids(caption)) > room for caption in islice(long, LOOKED_AT))
+    least = "at least " if next(long, None) is not None else ""
     said = f", {without:,} without a caption" if without else ""
-    return said + (f", {cut:,} with a caption cut at {tokenizer.length} tokens" if cut else "")
+    return said + (f", {least}{cut:,} with a caption cut at {tokenizer.length} tokens" if cut else "")
 
 
 def split(clips: EncodedClips, share: float) -> tuple[EncodedClips, EncodedClips]:
