@@ -385,6 +385,9 @@ def _size(request: Request) -> tuple[int, int]:
 def pixels_of(image: Image) -> Picture:
     """The picture, read if it is a path; raises ConfigError for an array of another kind."""
     pixels = read_image(Path(image)) if isinstance(image, (str, Path)) else image
+    if not isinstance(pixels, np.ndarray):
+        raise ConfigError(f"image: expected a path or (H, W, 3) uint8 RGB, got a {type(image).__name__}; give "
+                          "np.array(image.convert('RGB')) of a PIL picture")  # fmt: skip
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ConfigError(f"image: expected (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
     return pixels

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from i2v.config import ConfigError, flag
 from i2v.diffusion.windows import Window, windows
@@ -19,6 +20,7 @@ T = TypeVar("T")
 MAX_SIDE = 16_384  # of what can be read as a picture, too
 MAX_FRAMES = 9_999
 MIN_WINDOW = 4
+WHOLE = ("seed", "steps", "num_frames", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Request:
         }
         height, width = self._size(preset, picture)
         full = dataclasses.replace(self, **own, height=height, width=width)
+        whole: dict[str, Any] = {name: _whole(name, getattr(full, name)) for name in WHOLE}
+        full = dataclasses.replace(full, **whole)
         full = full._windowed(preset, max_frames)
         full._check(max_frames, factor)
         return full
@@ -184,6 +188,14 @@ class Request:
                     f"--{name} {side}: the VAE works in steps of {factor} pixels, at least two; "
                     f"take a multiple such as {near}"
                 )
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """Also of NumPy's integers, which a video's settings could not hold."""
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: expected a whole number") from None
 
 
 def _within(name: str, value: float | None, low: float, high: float) -> None:

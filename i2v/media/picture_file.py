@@ -120,9 +120,9 @@ def _decode(path: Path, data: bytes, header: Header) -> NDArray[np.generic]:
 def _to_rgb8(path: Path, picture: NDArray[np.generic], largest: int, ground: int) -> NDArray[np.uint8]:
     """OpenCV's greyscale, BGR or BGRA of any integer depth to RGB, transparent pixels on `ground`.
 
-    largest: what stands for white where there are more than 8 bits.
+    largest: what stands for white where there are more than 8 bits, or less than 255.
     """
-    if picture.dtype == np.uint16:
+    if picture.dtype == np.uint16 or (picture.dtype == np.uint8 and largest < 255):
         picture = np.minimum((picture.astype(np.uint32) * 255 + largest // 2) // largest, 255).astype(np.uint8)
     if picture.dtype != np.uint8:
         raise PictureError(f"{path}: pixels are stored as {picture.dtype}; save it with 8 or 16 bits per channel")

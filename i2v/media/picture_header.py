@@ -168,8 +168,9 @@ def _netpbm(data: bytes) -> tuple[int, ...]:
     words = re.sub(rb"#[^\n]*", b" ", data[2:1024]).split()
     if len(words) < 2 or not (words[0].isdigit() and words[1].isdigit()):
         raise BrokenPicture("the PNM file has no size in its header")
-    deep = len(words) > 2 and words[2].isdigit() and int(words[2]) > 255  # OpenCV stretches no more than 8 bits
-    return int(words[0]), int(words[1]), UPRIGHT, int(words[2]) if deep else 65_535
+    white = int(words[2]) if len(words) > 2 and words[2].isdigit() else 0
+    told = white > 255 or (white > 0 and data[:2] in (b"P5", b"P6"))  # OpenCV stretches 8 bits in text alone
+    return int(words[0]), int(words[1]), UPRIGHT, white if told else 65_535
 
 
 def _avif(data: bytes) -> tuple[int, ...]:

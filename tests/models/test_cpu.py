@@ -42,6 +42,15 @@ def test_where_it_applies():
             assert not cpu.applies(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_single_pixels(dtype):
+    """A small video of a large network: its coarsest level has one pixel a frame, whose order in memory is any."""
+    norm = norms.GroupNorm(4, 8).to(dtype)
+    x = draw(2, 5, 8).transpose(1, 2)[..., None, None].to(dtype)
+    fast, plain = both(lambda: norm(x))
+    assert apart(fast.float(), plain.float()) < (EXACT if dtype == torch.float32 else 1e-2)
+
+
 def test_linear_and_geglu():
     with torch.random.fork_rng(devices=[]):
         geglu, linear = layers.GEGLU(24, 40), layers.Linear(24, 10)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from i2v import picture
 from i2v.config import ConfigError
@@ -304,3 +305,14 @@ def test_the_shipped_model_in_bfloat16(photo: NDArray[np.uint8]) -> None:
     error = np.square(made(torch.bfloat16) - exact).mean()
     assert error < 255**2 / 10**4, "at least 40 dB"
     assert np.square(made(torch.float32, seed=1) - exact).mean() > 10 * error
+
+
+def test_numbers_and_pictures_of_other_packages(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
+    """NumPy's integers are kept as plain ones, which the video's settings hold; a PIL picture is told how to be one."""
+    request = Request(seed=np.int64(3), num_frames=np.int32(4))  # type: ignore[arg-type]
+    request = request.resolved(pipe.preset, (64, 64), pipe.max_frames, pipe.vae.cfg.factor)
+    assert json.loads(json.dumps({"seed": request.seed, "frames": request.num_frames})) == {"seed": 3, "frames": 4}
+    with pytest.raises(ConfigError, match="--seed 3.7: expected a whole number"):
+        Request(seed=3.7).resolved(pipe.preset, (64, 64), pipe.max_frames, 8)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="got a Image; give np.array"):
+        pipe(Image.fromarray(photo), "a red ball")  # type: ignore[arg-type]
