@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from i2v.media.picture_header import BrokenPicture, Header, read_header
+from i2v.media.picture_header import BrokenPicture, Header, read_header, tiff_tags
 from i2v.media.quiet import quiet_opencv
 
 MIN_SIDE = 16  # less than two latent pixels of an 8x autoencoder holds nothing to animate
@@ -41,7 +42,11 @@ def read_image(path: str | Path, ground: int = 255) -> NDArray[np.uint8]:
         raise PictureError(f"{path}: {_what_it_is(data)}; give {READABLE}")
     _check_size(path, header)
     picture = _decode(path, data, header)
-    return np.ascontiguousarray(turn_upright(_to_rgb8(path, picture, header.largest, ground), header.orientation))
+    if header.kind == "TIFF":
+        _check_tiff(path, picture, tiff_tags(data))
+    multiplied = header.kind == "TIFF" and picture.dtype == np.uint8  # by OpenCV, colours by their alpha
+    rgb = _to_rgb8(path, picture, header.largest, ground, multiplied)
+    return np.ascontiguousarray(turn_upright(rgb, header.orientation))
 
 
 def turn_upright(picture: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -117,10 +122,30 @@ def _decode(path: Path, data: bytes, header: Header) -> NDArray[np.generic]:
     return picture
 
 
-def _to_rgb8(path: Path, picture: NDArray[np.generic], largest: int, ground: int) -> NDArray[np.uint8]:
+def _check_tiff(path: Path, picture: NDArray[np.generic], tags: Mapping[int, int]) -> None:
+    """Raises PictureError for kinds that OpenCV reads as another picture without a word."""
+    photometric, samples, planes, extra = (
+        tags.get(tag, usual) for tag, usual in ((262, 1), (277, 1), (284, 1), (338, 0))
+    )
+    deep = picture.dtype == np.uint16
+    kinds = {
+        "grey with transparency": samples == 2,
+        "16 bits with 0 for white": deep and photometric == 0,
+        "16 bits with a plane for each colour": deep and samples > 1 and planes == 2,
+        "16 bits with colours multiplied by their transparency": deep and samples > 3 and extra == 1,
+    }
+    for kind, there in kinds.items():
+        if there:
+            raise PictureError(f"{path}: the TIFF file is of {kind}, which OpenCV reads wrongly; save it as PNG")
+
+
+def _to_rgb8(
+    path: Path, picture: NDArray[np.generic], largest: int, ground: int, multiplied: bool = False
+) -> NDArray[np.uint8]:
     """OpenCV's greyscale, BGR or BGRA of any integer depth to RGB, transparent pixels on `ground`.
 
-    largest: what stands for white where there are more than 8 bits, or less than 255.
+    largest: what stands for white where there are more than 8 bits, or less than 255. multiplied: colours are, by
+    their alpha.
     """
     if picture.dtype == np.uint16 or (picture.dtype == np.uint8 and largest < 255):
         picture = np.minimum((picture.astype(np.uint32) * 255 + largest // 2) // largest, 255).astype(np.uint8)
@@ -133,5 +158,5 @@ def _to_rgb8(path: Path, picture: NDArray[np.generic], largest: int, ground: int
     if picture.shape[2] not in (2, 4):
         return colour
     alpha = np.asarray(picture[..., -1:], np.uint32)
-    laid = colour.astype(np.uint32) * alpha + ground * (255 - alpha)
-    return ((laid + 127) // 255).astype(np.uint8)
+    laid = colour.astype(np.uint32) * (255 if multiplied else alpha) + ground * (255 - alpha)
+    return np.minimum((laid + 127) // 255, 255).astype(np.uint8)

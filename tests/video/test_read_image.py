@@ -62,6 +62,7 @@ SEE_THROUGH = {
     "grey-alpha.png": encoded(Image.merge("LA", (PICTURE.convert("L"), Image.fromarray(ALPHA))), "PNG"),
     "palette-alpha.png": encoded(PICTURE.quantize(16), "PNG", transparency=3),
     "rgba.webp": encoded(Image.fromarray(np.dstack([RGB, ALPHA])), "WEBP", lossless=True),
+    "rgba.tif": encoded(Image.fromarray(np.dstack([RGB, ALPHA])), "TIFF"),
     "transparent.gif": encoded(PICTURE.quantize(16), "GIF", transparency=3),
 }
 
@@ -84,6 +85,22 @@ def test_every_kind_agrees_with_pillow(tmp_path: Path, name: str) -> None:
 def test_transparent_pixels_are_laid_on_white(tmp_path: Path, name: str) -> None:
     picture = read_image(written(tmp_path, name, SEE_THROUGH[name]))
     assert np.abs(picture - on_white(Image.open(io.BytesIO(SEE_THROUGH[name])))).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "said"), [(262, 0, "0 for white"), (284, 2, "plane for each colour"), (277, 2, "grey with")]
+)
+def test_tiffs_that_opencv_reads_wrongly_are_refused(tmp_path: Path, tag: int, value: int, said: str) -> None:
+    deep = np.dstack([RGB[..., ::-1].astype(np.uint16)] if tag != 262 else [RGB[..., 0].astype(np.uint16)])
+    data = encoded(Image.merge("LA", [PICTURE.convert("L")] * 2), "TIFF")
+    if tag != 277:
+        data = bytes(cv2.imencode(".tif", deep * 257)[1])
+        entry = struct.pack("<HHI", tag, 3, 1)
+        assert data.count(entry) == 1
+        at = data.index(entry) + len(entry)
+        data = data[:at] + struct.pack("<H", value) + data[at + 2 :]
+    with pytest.raises(PictureError, match=f"x.tif: the TIFF file is of .*{said}.*save it as PNG"):
+        read_image(written(tmp_path, "x.tif", data))
 
 
 def test_sixteen_bits_are_rounded(tmp_path: Path) -> None:
