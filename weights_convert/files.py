@@ -348,4 +348,4 @@ def _only_nan(tensor: Tensor) -> bool:
     """One look at the first element is enough for almost every tensor."""
     if not tensor.is_floating_point() or tensor.numel() == 0 or not tensor[(0,) * tensor.dim()].float().isnan():
         return False
-    return bool(tensor.float().isnan().all())  # 8-bit floats know no `isnan` of their own
+    return bool(tensor.float().isnan().all())  # in a format that every PyTorch can ask

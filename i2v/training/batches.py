@@ -79,13 +79,13 @@ class Batches:
             self.latents = torch.from_numpy(np.array(data.latents)).to(self.device)
 
     def draw(self, first: int, count: int) -> Batch:
-        """`_drawn`, on the networks' device."""
-        return self._drawn(first, count).on(self.device)
-
-    def _drawn(self, first: int, count: int) -> Batch:
         """Samples `first` ... `first + count - 1` of the run, each a function of (seed, sample number) alone: neither
         batch size nor restarts change what is seen. Timesteps follow the golden-ratio sequence: uniform, and even in a
         batch."""
+        return self._drawn(first, count).on(self.device)
+
+    def _drawn(self, first: int, count: int) -> Batch:
+        """`draw`, not yet sent to the device."""
         cfg, data, samples = self.cfg, self.data, range(first, first + count)
         picks = noise.uniform(cfg.seed, "clip", samples, 0, (4,)).tolist()  # clip, frame, caption, picture
         clips = [int(clip * len(data)) for clip, *_ in picks]

@@ -117,13 +117,14 @@ def settings_of(stage: Stage, out: Path, previous: Path, device: str) -> dict[st
     return given | {k: v for k, v in here.items() if k in (f.name for f in fields(CONFIGS[stage.kind]))}
 
 
-def finished(folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+def finished(stage: Stage, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
     """Whether the stage is there as it would be made now. Raises ConfigError where it was made otherwise."""
     done = folder / "done.json"
     if not done.is_file():
         return False
     before = json.loads(done.read_text())
-    names = sorted((before["settings"].keys() | settings.keys()) - FREE - {"init", "polish"})  # `inputs` tells these
+    told = {"init"} | {k for k, v in stage.settings.items() if isinstance(v, str) and PREVIOUS in v}  # by `inputs`
+    names = sorted((before["settings"].keys() | settings.keys()) - FREE - told)
     lines = [
         f"\n  {k}: {before['settings'].get(k)!r} -> {settings.get(k)!r}"
         for k in names
@@ -186,7 +187,7 @@ def run(cfg: Recipe, mains: Mapping[str, Main]) -> int:
         folder = out / stage.name
         settings = settings_of(stage, out, previous, cfg.device)
         inputs = hashes(previous)
-        if finished(folder, settings, inputs):
+        if finished(stage, folder, settings, inputs):
             print(f"stage {number} of {len(stages)}, {stage.name}: finished before")
         else:
             print(f"stage {number} of {len(stages)}, {stage.name}", flush=True)

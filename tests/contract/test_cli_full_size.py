@@ -13,6 +13,8 @@ from teaching import teaches
 
 import sample
 from i2v.assemble import ModelFiles, plan
+from i2v.presets import PRESETS
+from i2v.sources import Library
 from weights_convert.files import DTYPES
 
 Manifest = Callable[[str], dict[str, Any]]
@@ -79,6 +81,25 @@ def test_a_diffusers_folder_and_modules_of_one_s_own_choice(
     rows = {line.split()[0]: line.split()[3] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert rows["unet"] == rows["vae"] == rows["text_encoder"] == "sd15-diffusers-folder"
     assert rows["motion"] == "animatediff-v2" and rows["ip_adapter"] == "ip-adapter-plus-sd15"
+
+
+def test_a_whole_diffusers_folder_counts_more_than_a_file_in_it(manifest: Manifest, tmp_path: Path) -> None:
+    """As a clone of the published repository has both; a file elsewhere is another model."""
+    base, wanted = tmp_path / "clone", PRESETS["i2v-sd15"].needs[0]
+    for part, published, name in (
+        ("unet", "sd15_diffusers_unet", "diffusion_pytorch_model"),
+        ("vae", "sd15_diffusers_vae_old_names", "diffusion_pytorch_model"),
+        ("text_encoder", "sd15_diffusers_text_encoder", "model"),
+    ):
+        sparse(base / part / f"{name}.safetensors", manifest(published)["tensors"])
+    (base / "model_index.json").write_text("{}")
+    single = manifest("sd15_single_file_emaonly")["tensors"]
+    sparse(base / "v1-5-pruned.safetensors", single)
+    found, _ = Library(tmp_path).find(wanted)
+    assert found is not None and found.path == base
+    sparse(tmp_path / "mine.safetensors", single)
+    found, why = Library(tmp_path).find(wanted)
+    assert found is None and "could be any of" in why and "v1-5-pruned.safetensors" not in why
 
 
 def test_motion_modules_of_another_base_are_refused(

@@ -19,6 +19,7 @@ from i2v import config
 from i2v.config import ConfigError
 from i2v.data.latents import WorldLatents
 from i2v.data.world import WORLDS, captions
+from i2v.training import batches as train_batches
 from i2v.training import validation
 from i2v.training.batches import Batch, Batches
 from i2v.training.clips import open_clips
@@ -78,12 +79,19 @@ def test_draws_depend_on_seed_and_sample_alone(toy: Toy, data: WorldLatents, net
     assert whole["latents"].shape == whole["noise"].shape == (12, 3, 4, 4, 4)
 
 
-def test_a_gpus_way_to_the_batches_gives_the_same(toy: Toy, data: WorldLatents, networks: Networks) -> None:
-    """Drawn ahead by threads, latents in one tensor: what happens on a GPU, here without one."""
+def test_a_gpus_way_to_the_batches_gives_the_same(
+    toy: Toy, data: WorldLatents, networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn ahead by threads, latents in one tensor: what happens on a GPU, here without one. What waits takes none of
+    its memory: a batch is sent when its turn comes."""
     batches = Batches(toy.config(), data, networks)
     one_by_one = list(batches.of_steps(1, 9))
-    batches.threads, batches.latents = 3, torch.from_numpy(np.array(data.latents))
+    batches.threads, senders = 3, set()
+    monkeypatch.setattr(train_batches, "sent", lambda x, device: (senders.add(threading.current_thread()), x)[1])
     assert equal(joined(list(batches.of_steps(1, 9))), joined(one_by_one)) and len(one_by_one) == 8
+    assert senders == {threading.main_thread()}
+    batches.latents = torch.from_numpy(np.array(data.latents))
+    assert equal(joined(list(batches.of_steps(1, 9))), joined(one_by_one))
     few = batches.of_steps(0, 99)
     assert equal(joined([next(few)]), joined([batches.draw(0, 2)]))
     few.close()  # a run that stops leaves no thread at work

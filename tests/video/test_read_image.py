@@ -88,17 +88,18 @@ def test_transparent_pixels_are_laid_on_white(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("tag", "value", "said"), [(262, 0, "0 for white"), (284, 2, "plane for each colour"), (277, 2, "grey with")]
+    ("tag", "value", "said"),
+    [(262, 0, "0 for white"), (284, 2, "plane for each colour"), (277, 2, "grey with"), (338, 1, "multiplied")],
 )
 def test_tiffs_that_opencv_reads_wrongly_are_refused(tmp_path: Path, tag: int, value: int, said: str) -> None:
-    deep = np.dstack([RGB[..., ::-1].astype(np.uint16)] if tag != 262 else [RGB[..., 0].astype(np.uint16)])
+    deep = {262: RGB[..., 0], 338: np.dstack([RGB, ALPHA])}.get(tag, RGB).astype(np.uint16)
     data = encoded(Image.merge("LA", [PICTURE.convert("L")] * 2), "TIFF")
     if tag != 277:
         data = bytes(cv2.imencode(".tif", deep * 257)[1])
-        entry = struct.pack("<HHI", tag, 3, 1)
+        entry = struct.pack("<HHI", 317 if tag == 338 else tag, 3, 1)  # OpenCV writes no 338, but how it is compressed
         assert data.count(entry) == 1
-        at = data.index(entry) + len(entry)
-        data = data[:at] + struct.pack("<H", value) + data[at + 2 :]
+        at = data.index(entry)
+        data = data[:at] + struct.pack("<HHIH", tag, 3, 1, value) + data[at + len(entry) + 2 :]
     with pytest.raises(PictureError, match=f"x.tif: the TIFF file is of .*{said}.*save it as PNG"):
         read_image(written(tmp_path, "x.tif", data))
 
