@@ -110,7 +110,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     def make(job: jobs.Ready) -> tuple[Stream, Written]:
         def work(pipe: I2VPipeline) -> tuple[Stream, Written]:
             video = pipe.stream(job.job.images, job.job.request, progress=True)
-            return video, write_video(job.output, video.frames, video.fps, video.settings, overwrite=cfg.overwrite)
+            return video, write_video(job.output, video.frames, video.fps, video.settings, overwrite=cfg.overwrite,
+                                      instead=job.instead)  # fmt: skip
 
         return model.run(job.request, work)
 

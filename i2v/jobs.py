@@ -59,12 +59,13 @@ class Job:
 @dataclass(frozen=True)
 class Ready:
     """A job found to be possible. request: with every number resolved; output: as `write_video` takes it; finished: it
-    is there already."""
+    is there already; instead: names to take where another program has written to `output` by the end of the work."""
 
     job: Job
     request: Request
     output: Path
     finished: bool = False
+    instead: Iterator[Path] = iter(())
 
 
 def listed(images: Sequence[str], jobs: Path | None, request: Request, output: Path | None) -> tuple[list[Job], bool]:
@@ -238,17 +239,19 @@ class Checker:
             free = self.overwrite or not (video.exists() or settings_beside(video).exists())
             return video.resolve() not in self.taken and (made(video) or free)
 
+        names: Iterator[Path] = iter(())
         if job.output is not None:
             target = job.output
         else:
             stem = f"{images[min(images)].stem}_{request.seed}"
-            names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-            target = next(video for name in names if usable(video := job.folder / f"{name}.mp4"))
+            stems = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+            names = (job.folder / f"{name}.mp4" for name in stems)
+            target = next(filter(usable, names))
             self.taken.add(target.resolve())
         if made(_target(target)):
             return Ready(job, request, _target(target), finished=True)
         check_output(target, self.overwrite, request.fps)
-        return Ready(job, request, target)
+        return Ready(job, request, target, instead=(name for name in names if name.resolve() not in self.taken))
 
     def _made(
         self,

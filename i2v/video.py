@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -108,6 +109,7 @@ def write_video(
     settings: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
+    instead: Iterable[Path] = (),
 ) -> Written:
     """Writes (F, H, W, 3) uint8 RGB frames; the ending chooses the format, see `check_output`. Whole or not at all.
 
@@ -115,21 +117,35 @@ def write_video(
     for a GIF's, whose colours are chosen from all of them, and a WebP's, which are kept compressed.
     `settings` (whatever JSON holds) go into the file and into a .json beside it. An .mp4 has even sides only:
     an odd one is extended by repeating the last row or column, and the returned note says so.
+    instead: other names of the same ending in the same folder; the first that is free is taken where somebody has
+    written to `path` meanwhile, before the work or during it. Without them the work is lost then.
     Raises ValueError for frames or settings that cannot be written, and what `check_output` raises.
     """
     checked = _Checked(frames, fps, Path(path).suffix.lower())
     text = None if settings is None else _to_json(settings)
-    target = check_output(path, overwrite, fps)
+    names = itertools.chain([Path(path)], instead)
     is_folder = Path(path).suffix.lower() in FOLDERS
-    beside = settings_beside(target, is_folder)
+    target = _first_free(names, lambda name: check_output(name, overwrite, fps))
+
+    def refuse(name: Path) -> Path:
+        for file in (name, settings_beside(name, is_folder)):
+            refuse_existing(file, overwrite)
+        return name
+
+    def named() -> Path:  # somebody may have written there during the long work
+        nonlocal target
+        others = (name.with_suffix("") if is_folder else name for name in names)
+        target = _first_free(itertools.chain([target], others), refuse)
+        return target
+
     with contextlib.ExitStack() as stack:  # left in reverse order: the clip takes its name first, then its settings
         if text is not None and not is_folder:
-            stack.enter_context(whole_or_nothing(beside)).write_text(text, encoding="utf-8")
-        temporary = stack.enter_context(whole_or_nothing(target, folder=is_folder))
+            beside = stack.enter_context(whole_or_nothing(target, named=lambda: settings_beside(target)))
+            beside.write_text(text, encoding="utf-8")
+        temporary = stack.enter_context(whole_or_nothing(target, folder=is_folder, named=named))
         codec, note = _write(temporary, checked, Fraction(fps).limit_denominator(1001), text)
-        refuse_existing(target, overwrite)  # somebody may have written there during the long work
     if text is None and not is_folder:
-        beside.unlink(missing_ok=True)  # one left over from an older clip would describe the wrong one
+        settings_beside(target).unlink(missing_ok=True)  # one left over from an older clip would describe the wrong one
     log.info("wrote %s: %d frames, %s%s", target, checked.count, codec, f" ({note})" if note else "")
     return Written(target, codec, checked.count, note)
 
@@ -157,6 +173,17 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         where = "" if beside == path else f", neither inside nor in {beside.name}"
         raise SettingsError(f"{path}: holds no settings{where}; it was made elsewhere, or saved anew without them")
     return found
+
+
+def _first_free(names: Iterator[Path], checked: Callable[[Path], Path]) -> Path:
+    """What `checked` makes of the first name that it does not refuse; its first `OutputExists` when it refuses all."""
+    refused: OutputExists | None = None
+    for name in names:
+        try:
+            return checked(name)
+        except OutputExists as error:
+            refused = refused or error
+    raise refused or OutputExists("no name was given")
 
 
 def _write(path: Path, frames: _Checked, fps: Fraction, text: str | None) -> tuple[str, str]:

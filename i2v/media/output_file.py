@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FRAME_NAME = re.compile(r"frame_\d{4,}\.png")
@@ -55,17 +55,19 @@ def check_place(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_or_nothing(target: Path, folder: bool = False) -> Iterator[Path]:
+def whole_or_nothing(target: Path, folder: bool = False, named: Callable[[], Path] | None = None) -> Iterator[Path]:
     """A temporary name beside `target` to write to; put in its place when the block ends well.
 
     On any error, Ctrl-C included, the temporary file (or folder, with `folder`) is removed and what was at
     `target` before is still there. Errors of the disk come out as `OutputError`.
+    named: asked when the block has ended well for the name to take in place of `target`, in the same folder.
     """
     temporary = _name_beside(target)
     try:
         _make(temporary, folder)
         yield temporary
         sync(temporary)
+        target = target if named is None else named()
         if target.is_dir():
             _replace_folder(temporary, target)
         else:

@@ -115,6 +115,26 @@ def test_one_picture_and_many_prompts(run: Run) -> None:
     assert run("--jobs", file, "--image", "in/a.png")[0] == 0 and videos() == {"a_0.mp4", "a_0_2.mp4"}
 
 
+def test_a_default_name_that_another_program_takes_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two programs choose their names before the work; a name given by the user stays his."""
+    stream = I2VPipeline.stream
+
+    def slow(self: I2VPipeline, *args: object, **named: object) -> object:
+        for name in ("a_0.mp4", "given.mp4"):
+            Path(name).write_text("another program's")
+        return stream(self, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(I2VPipeline, "stream", slow)
+    file = write({"prompt": "left"}, {"prompt": "right"})
+    code, out, _ = run("--jobs", file, "--image", "in/a.png")
+    assert code == 0 and videos() == {"a_0.mp4", "a_0_2.mp4", "a_0_3.mp4", "given.mp4"} and "a_0_3.mp4 (" in out
+    assert Path("a_0.mp4").read_text() == "another program's"
+    assert {read_settings(f"a_0_{n}.mp4")["request"]["prompt"] for n in (2, 3)} == {"left", "right"}
+    Path("given.mp4").unlink()
+    code, _, err = run("--image", "in/a.png", "--output", "given.mp4")
+    assert code == 2 and "given.mp4 already exists" in err and Path("given.mp4").read_text() == "another program's"
+
+
 def test_what_fails_is_told_and_stops_no_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("in/b.png").write_text("a letter")
     file = write({"image": "in/a.png"}, {"image": "in/b.png"}, {"image": "none.png"}, {"image": "in/a.png", "p": 7},

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +140,36 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
         assert before is None or (tmp_path / name).read_bytes() == before
         assert len(read_video(write_video(tmp_path / name, FRAMES, 8, overwrite=True).path)) == len(FRAMES)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip", "clip.gif", "clip.mp4", "clip.webp"]
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("when", ["before the work", "during the work"])
+def test_another_name_where_one_was_taken_meanwhile(tmp_path: Path, name: str, when: str) -> None:
+    ours, theirs, free = (tmp_path / name.replace("clip", stem) for stem in ("clip", "clip_2", "clip_3"))
+    at_last = free.with_suffix("") if free.suffix == ".png" else free
+
+    def take() -> None:
+        write_video(ours, FRAMES[:1], 8, {"whose": "theirs"})
+        place = check_output(theirs)
+        (place.with_name(place.name + ".json") if place.suffix else place).write_text("{}")  # its settings, or a file
+
+    def work() -> Iterator[np.ndarray]:
+        if when == "during the work":
+            take()
+        yield from FRAMES
+
+    if when == "before the work":
+        take()
+    written = write_video(ours, work(), 8, {"whose": "ours"}, instead=[theirs, free])
+    assert written.path == at_last and len(read_video(at_last)) == len(FRAMES)
+    assert read_settings(at_last) == {"whose": "ours"} and read_settings(check_output(ours, True)) == {
+        "whose": "theirs"
+    }
+    if at_last.suffix:
+        assert json.loads(at_last.with_name(at_last.name + ".json").read_text()) == {"whose": "ours"}
+    assert not list(tmp_path.glob(".*")), "nothing is left of the temporary names"
+    with pytest.raises(OutputExists, match=f"{check_output(ours, True).name} already exists"):
+        write_video(ours, iter(FRAMES), 8, instead=[free])
 
 
 def test_settings_of_an_older_clip_do_not_stay(tmp_path: Path) -> None:
