@@ -68,6 +68,8 @@ def parse(argv: Sequence[str] | None) -> tuple[SampleConfig, replay.Recipe | Non
     cfg = from_command_line(SampleConfig, argv, "sample.py")
     recipe = replay.recipe(cfg.from_) if cfg.from_ is not None else None
     base = recipe.flags() if recipe else {}
+    if cfg.memory != "auto":  # the plan that is asked for decides, not the one that the video was made under
+        base = {name: base[name] for name in base if name not in ("decode_chunk", "decode_tile", "guidance_in_turn")}
     from_dict(SampleConfig, base, f"--from {cfg.from_}")
     if cfg.release:
         base |= presets.released_settings()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2v.config import ConfigError, to_dict
+from i2v.picture import released_size
 from i2v.request import Request
 from i2v.video import read_settings
 
@@ -30,7 +31,18 @@ class Recipe:
         made = self.settings
         # of this machine: its cores, and a compiler that another one may not have
         run = {name: value for name, value in made["run"].items() if name not in ("threads", "compile")}
-        return {**made["request"], **run, **made.get("files", {}), "preset": made["preset"], "image": self.images()}
+        request = {**made["request"], **self._released_side()}
+        return {**request, **run, **made.get("files", {}), "preset": made["preset"], "image": self.images()}
+
+    def _released_side(self) -> dict[str, int | None]:
+        """A height that fit "released" rounds to the recorded size: it does not round that size to itself."""
+        request, first = self.settings["request"], min(self.settings["pictures"], key=lambda one: one["frame"])
+        if request.get("fit") != "released" or not {"height", "width"} <= first.keys():
+            return {}
+        size = request["height"], request["width"]
+        near = range(max(min(size) - 32, 33), min(size) + 33)
+        sides = (side for side in near if released_size(first["height"], first["width"], side) == size)
+        return {"height": next(sides, min(size)), "width": None}
 
     def images(self) -> list[str]:
         """PATH or PATH@FRAME of every picture, as it was given then or lying beside the video; [] where one is gone."""

@@ -217,6 +217,8 @@ def test_a_video_is_made_again_from_its_own_file(run: Run, tmp_path: Path) -> No
     assert Path("one.mp4").read_bytes() == Path("two.mp4").read_bytes()
     code, out, _ = run("--from", "one.mp4", "--decode-chunk", "1", "--output", "chunk.mp4")
     assert code == 0 and "decode_chunk was 8, is 1" in out
+    code, out, _ = run("--from", "one.mp4", "--memory", "low", "--output", "low.mp4")
+    assert code == 0 and "decode_chunk was 8, is 1" in out, "a plan that is asked for decides about decoding, too"
     code, out, _ = run("--from", "one.mp4", "--seed", "4", "--output", "three.mp4")
     assert code == 0 and "seed was 3, is 4" in out
     other = random_miniature.write(tmp_path / "other", seed=1)
@@ -228,6 +230,16 @@ def test_a_video_is_made_again_from_its_own_file(run: Run, tmp_path: Path) -> No
     assert code == 2 and "--image" in err and "cat.png" in err
     code, out, _ = run("--from", "one.mp4", "--image", "moved.png", "--output", "five.mp4")
     assert code == 0 and "made as recorded" in out
+
+
+def test_a_video_of_the_released_rounding_keeps_its_size(run: Run) -> None:
+    """64x128 by a height of 78 is no size that the rounding makes of itself: at 64 the width would be 64."""
+    cv2.imwrite("wide.png", np.zeros((40, 51, 3), np.uint8))
+    assert run("--image", "wide.png", "--fit", "released", "--height", "78", "--output", "one.mp4", *QUICK)[0] == 0
+    code, out, _ = run("--from", "one.mp4", "--output", "two.mp4")
+    assert code == 0 and "made as recorded" in out and read_video(Path("two.mp4")).shape[1:3] == (64, 128)
+    code, out, _ = run("--from", "one.mp4", "--height", "140", "--output", "three.mp4")
+    assert code == 0 and read_video(Path("three.mp4")).shape[1:3] == (128, 192), "a new height acts alone"
 
 
 def test_from_and_release_together(run: Run) -> None:
