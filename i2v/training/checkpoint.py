@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 from weakref import WeakValueDictionary
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -51,13 +51,19 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     """Write `folder/step-<step>`; then delete all but the newest `keep` checkpoints.
 
     facts: whatever json can hold (config, step, sample index); returned by `load` beside the tensors.
+    Raises OSError where there is no room; the checkpoints before stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, aside = folder / f"step-{step:06d}", folder / f".step-{step:06d}.unfinished"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     file = aside / "tensors.safetensors"
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
+    except SafetensorError as error:  # a full disk
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"{target} could not be written ({error}); make room there, then the same command goes on from "
+                      "the checkpoint before") from error  # fmt: skip
     sync(file)
     manifest = aside / "manifest.json"
     manifest.write_text(json.dumps({"step": step, "bytes": file.stat().st_size, **facts}, indent=1) + "\n")

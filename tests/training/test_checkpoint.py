@@ -176,3 +176,27 @@ def test_kill_9_at_any_moment(tmp_path: Path, root: Path) -> None:
     step = step_of(tmp_path) + 1
     checkpoint.save(tmp_path, step, state(step), {})
     assert step_of(tmp_path) == step
+
+
+LIMITED = """
+import resource, signal, sys, torch
+from pathlib import Path
+from i2v.training import checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Path(sys.argv[1])
+checkpoint.save(folder, 1, {"a": torch.ones(10)}, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+try:
+    checkpoint.save(folder, 2, {"a": torch.ones(10_000)}, {})
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on file sizes")
+def test_a_full_disk_is_said_and_leaves_the_one_before(tmp_path: Path, root: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], cwd=root, capture_output=True, text=True,
+                          timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step-000002 could not be written" in done.stdout and "make room" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"] and checkpoint.latest(tmp_path)
