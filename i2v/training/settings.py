@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -142,8 +143,19 @@ def refuse_changes(cfg: Any, before: Mapping[str, Any], where: Path) -> None:
     allowed = allowed_changes(cfg) if isinstance(cfg, Training) else set()
     now, fresh = config.to_dict(cfg), config.to_dict(type(cfg)())
     changed = {k: (before.get(k, fresh[k]), v) for k, v in now.items() if before.get(k, fresh[k]) != v}
+    if "init" in changed and _from_out(before) == _from_out(now):  # a folder that both lie in was moved
+        del changed["init"]
     refused = {k: pair for k, pair in changed.items() if k not in FREE | allowed}
     if refused:
         lines = "".join(f"\n  {k}: {old!r} -> {new!r}" for k, (old, new) in refused.items())
         go_on = f", or go on with --allow-change {' '.join(refused)}" if isinstance(cfg, Training) else ""
         raise ConfigError(f"settings differ from those of {where}:{lines}\ntake another --out for a new run{go_on}")
+
+
+def _from_out(settings: Mapping[str, Any]) -> str:
+    """Where `init` lies, seen from the run's own folder."""
+    init, out = str(settings.get("init")), str(settings.get("out"))
+    try:
+        return os.path.relpath(init, out)
+    except ValueError:  # on another drive of Windows
+        return init
