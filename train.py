@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from i2v import config
 from i2v.config import ConfigError
+from i2v.data.dataset import Dataset
 from i2v.device import autocast, own_device, pick_device, training_dtype
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
 from i2v.free_memory import keep_freed_memory
 from i2v.training import memory, recipe
-from i2v.training.batches import Batch, Batches
-from i2v.training.clips import open_clips
+from i2v.training.batches import Batch, Batches, Samples
+from i2v.training.clips import RunClips, open_clips
 from i2v.training.distributed import Processes, in_parallel, processes
 from i2v.training.ema import EMA
 from i2v.training.miniature import build_miniature
@@ -42,6 +43,7 @@ from i2v.training.report import Report
 from i2v.training.settings import Training
 from i2v.training.signals import stop_signals
 from i2v.training.state import State
+from i2v.training.streamed import StreamedBatches
 from i2v.training.trained import Silent, table, trained_tensors
 from i2v.training.validation import held_out, make_videos, mean_loss, validate
 
@@ -67,6 +69,20 @@ def build(cfg: Training) -> Networks:
     if cfg.preset != "tiny":
         return build_published(cfg)
     return build_miniature(cfg.init, cfg.parts, cfg.seed, cfg.prediction, cfg.zero_snr, cfg.new)
+
+
+def samples_of(cfg: Training, networks: Networks, clips: RunClips) -> Samples:
+    """What the run learns from, from its cache or read meanwhile."""
+    if isinstance(clips.train, Dataset):
+        return StreamedBatches(cfg, clips.train, networks)
+    return Batches(cfg, clips.train, networks)
+
+
+def passed_over(clips: RunClips) -> str:
+    """What was found to be bad on the way, in words; "" where all files were read before."""
+    if not isinstance(clips.train, Dataset) or not clips.bad:
+        return ""
+    return f"bad files that were passed over so far: {len(clips.bad):,} (`{clips.train.check}` says why)"
 
 
 def make_optimizer(cfg: Training, trained: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -112,10 +128,12 @@ def train(cfg: Training, run: Processes) -> int:
         say(run, state.resume(writes=run.first))
         clips = open_clips(cfg, networks, state.clips.get("quarantine", ()))
         state.note_clips(clips)
-        networks.read_captions(cfg.cache, [*clips.train.captions, *clips.held_out.captions])
-        data, fixed = Batches(cfg, clips.train, networks), held_out(cfg, networks, clips)
+        if not isinstance(clips.train, Dataset):
+            networks.read_captions(cfg.cache, [*clips.train.captions, *clips.held_out.captions])
+        data, fixed = samples_of(cfg, networks, clips), held_out(cfg, networks, clips)
     run.agree(step=state.step, clips=clips.identity)
-    networks.rest()  # encoders have made their part
+    if not cfg.stream:
+        networks.rest()  # encoders have made their part
     if run.first:
         config.save(cfg, cfg.out / "config.json")
     say(run, clips.words, table(networks, trained))
@@ -199,7 +217,7 @@ def train(cfg: Training, run: Processes) -> int:
                 parameter.copy_(state.ema.shadow[name])
         facts = {"recipe": config.to_dict(cfg), "steps": state.step, "seconds": state.seconds}
         networks.export(cfg.out / "weights", trained, **facts)
-        say(run, f"finished: {cfg.out / 'weights'}")
+        say(run, passed_over(clips), f"finished: {cfg.out / 'weights'}")
     return 0
 
 

@@ -10,13 +10,12 @@ import shlex
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from i2v import noise
@@ -24,7 +23,6 @@ from i2v.data.clips import Timing, read_frames, scan
 from i2v.data.filters import FILTERS, frames_from, starts, thresholds
 from i2v.data.folders import BadClip, DataError, Item, Listing, kind_inside, understand
 from i2v.data.latents import cores
-from i2v.picture import to_tensor
 
 REMEMBERED = 10_000  # scans kept in memory, about 10 kB each
 TRIES = 100  # bad files in a row after which a sample gives up: something is wrong with the data
@@ -64,6 +62,11 @@ class Dataset:
     @property
     def items(self) -> list[Item]:
         return self.listing.items
+
+    def only(self, items: list[Item], seed: int | None = None) -> Dataset:
+        """Some of its items. What one of both sets aside the other knows. seed: another one, where it is given."""
+        seed = self.seed if seed is None else seed
+        return replace(self, listing=replace(self.listing, items=items), seed=seed, _plans={})
 
     @property
     def rules(self) -> str:
@@ -124,15 +127,15 @@ class Dataset:
             self.set_aside(index, error)
             raise
 
-    def sample(self, number: int) -> tuple[int, Tensor]:
-        """(item, its clip (F, 3, height, width) in [-1, 1]) for sample `number` of a run; bad items are passed over.
+    def sample(self, number: int) -> tuple[int, NDArray[np.uint8]]:
+        """(item, its clip (F, height, width, 3) uint8 RGB) for sample `number` of a run; bad items are passed over.
 
         Raises `DataError` when `TRIES` items in a row are bad.
         """
         for place in noise.uniform(self.seed, "item", [number], 0, (TRIES,))[0].tolist():
             index = int(place * len(self))
             try:
-                return index, to_tensor(self.frames(index, number))
+                return index, self.frames(index, number)
             except BadClip as error:
                 last = f"{self.items[index].name}: {error}"
         raise DataError(

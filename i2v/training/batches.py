@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -58,34 +58,68 @@ class Batch:
         return Batch(latents, noise, timesteps, self.captions, images, edges)
 
 
-class Batches:
-    """The samples of a run, on the networks' device. On a GPU all latents of the world lie in its memory.
+class Samples:
+    """The samples of a run, on the networks' device: each a function of (seed, sample number) alone, so that neither
+    batch size nor restarts change what is seen."""
+
+    def __init__(self, cfg: Training, networks: Networks) -> None:
+        self.cfg, self.device = cfg, networks.device
+        self.num_train_timesteps = networks.schedule.num_train_timesteps
+        self.threads = (THREADS if self.device.type != "cpu" else 0) if cfg.workers is None else cfg.workers
+
+    def draw(self, first: int, count: int) -> Batch:
+        """Samples `first` ... `first + count - 1` of the run."""
+        return self.prepared(first, count)()
+
+    def prepared(self, first: int, count: int) -> Callable[[], Batch]:
+        """`draw` in two halves: at once what a thread can do beforehand, the device's when the result is called."""
+        raise NotImplementedError
+
+    def timesteps(self, samples: range) -> Tensor:
+        """(len(samples),) of the golden-ratio sequence: uniform, and even in a batch."""
+        golden = [(0.6180339887498949 * sample + self.cfg.seed * 0.7548776662466927) % 1 for sample in samples]
+        return torch.tensor([int(g * self.num_train_timesteps) for g in golden])
+
+    def of_steps(self, step: int, steps: int, rank: int = 0, ranks: int = 1) -> Generator[Batch, None, None]:
+        """The batches of steps `step` ... `steps - 1`; of several processes each gets its own samples of every step.
+
+        Threads prepare them ahead of their time; they wait beside the GPU's memory, not in it.
+        """
+        size = self.cfg.batch // ranks
+        firsts = (k * self.cfg.batch + rank * size for k in range(step, steps))
+        if not self.threads:
+            for first in firsts:
+                yield self.draw(first, size)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting: deque[Future[Callable[[], Batch]]] = deque()
+            try:
+                for _ in range(step, steps):
+                    for first in islice(firsts, 2 * self.threads - len(waiting)):
+                        waiting.append(pool.submit(self.prepared, first, size))
+                    yield waiting.popleft().result()()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+class Batches(Samples):
+    """Samples of clips that are there as latents. On a GPU all latents of the world lie in its memory.
 
     each_once: every clip comes once, in a drawn order, before any comes again; else they are drawn with replacement.
     """
 
     def __init__(self, cfg: Training, data: Clips, networks: Networks, each_once: bool = False) -> None:
-        self.cfg, self.data, self.device = cfg, data, networks.device
-        self.order: list[int] = []
+        super().__init__(cfg, networks)
+        self.data, self.order = data, list[int]()
         if each_once:
             self.order = noise.uniform(cfg.seed, "order", range(len(data)), 0, (1,)).flatten().argsort().tolist()
-        self.timesteps = networks.schedule.num_train_timesteps
         self.features = networks.image_features(data, cfg.cache) if "ip_adapter" in cfg.parts else None
         self.edges = edges_of(data, cfg.cache) if "controlnet" in cfg.parts and isinstance(data, WorldLatents) else None
-        on_gpu = self.device.type != "cpu"
-        self.threads = (THREADS if on_gpu else 0) if cfg.workers is None else cfg.workers
         self.latents: Tensor | None = None
-        if on_gpu and not isinstance(data, EncodedClips):
+        if self.device.type != "cpu" and not isinstance(data, EncodedClips):
             self.latents = torch.from_numpy(np.array(data.latents)).to(self.device)
 
-    def draw(self, first: int, count: int) -> Batch:
-        """Samples `first` ... `first + count - 1` of the run, each a function of (seed, sample number) alone: neither
-        batch size nor restarts change what is seen. Timesteps follow the golden-ratio sequence: uniform, and even in a
-        batch."""
-        return self._drawn(first, count).on(self.device)
-
-    def _drawn(self, first: int, count: int) -> Batch:
-        """`draw`, not yet sent to the device."""
+    def prepared(self, first: int, count: int) -> Callable[[], Batch]:
         cfg, data, samples = self.cfg, self.data, range(first, first + count)
         picks = noise.uniform(cfg.seed, "clip", samples, 0, (4,)).tolist()  # clip, frame, caption, picture
         clips = [int(clip * len(data)) for clip, *_ in picks]
@@ -97,7 +131,6 @@ class Batches:
             frames = [list(range(cfg.num_frames))] * count
         else:  # the whole motion, whatever the number of frames
             frames = [[round(f * (data.num_frames - 1) / (cfg.num_frames - 1)) for f in range(cfg.num_frames)]] * count
-        golden = [(0.6180339887498949 * sample + cfg.seed * 0.7548776662466927) % 1 for sample in samples]
         latents = self._latents(clips, frames, samples)
         features = None
         if self.features is not None:  # the last row stands for a dropped picture
@@ -106,14 +139,15 @@ class Batches:
         edges = None
         if self.edges is not None:
             edges = torch.from_numpy(as_maps(self.edges[np.array(clips)[:, None], np.array(frames)]))
-        return Batch(
+        batch = Batch(
             latents,
             noise.normal(cfg.seed, "train", samples, 0, tuple(latents.shape[1:])),
-            torch.tensor([int(g * self.timesteps) for g in golden]),
+            self.timesteps(samples),
             [data.captions[clip] if keep >= cfg.drop_text else "" for clip, (_, _, keep, _) in zip(clips, picks)],
             features,
             edges,
         )
+        return lambda: batch.on(self.device)
 
     def latents_of(self, clip: int) -> Tensor:
         """(F, C, h, w) float32, the likeliest latents of a clip's training frames, on the CPU."""
@@ -129,24 +163,3 @@ class Batches:
             return torch.from_numpy(chosen.astype(np.float32))
         rows, columns = (sent(torch.tensor(places), self.device) for places in (clips, frames))
         return self.latents[rows[:, None], columns].float()
-
-    def of_steps(self, step: int, steps: int, rank: int = 0, ranks: int = 1) -> Generator[Batch, None, None]:
-        """The batches of steps `step` ... `steps - 1`; of several processes each gets its own samples of every step.
-
-        Threads draw them ahead of their time; they wait beside the GPU's memory, not in it.
-        """
-        size = self.cfg.batch // ranks
-        firsts = (k * self.cfg.batch + rank * size for k in range(step, steps))
-        if not self.threads:
-            for first in firsts:
-                yield self.draw(first, size)
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[Future[Batch]] = deque()
-            try:
-                for _ in range(step, steps):
-                    for first in islice(firsts, 2 * self.threads - len(waiting)):
-                        waiting.append(pool.submit(self._drawn, first, size))
-                    yield waiting.popleft().result().on(self.device)
-            finally:
-                pool.shutdown(cancel_futures=True)

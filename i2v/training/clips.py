@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from i2v.data.cache import EncodedClips, encoded_folder
-from i2v.data.dataset import open_dataset
+from i2v.data.dataset import Dataset, open_dataset
 from i2v.models.tokenizer import Tokenizer
-from i2v.models.vae import Posterior
 from i2v.training.networks import Clips, Networks
 from i2v.training.settings import Training
 
 HELD_OUT_WORLD = 64  # clips of the world that validation chooses from
 MOST_HELD_OUT = 1000  # of the user's
-ENCODED_AT_ONCE = 2**20  # pixels of frames, four of 512x512: an autoencoder's activations are large
 IDENTITY = "files "  # what an identity begins with, by how clips are told apart
+LOOKED_AT_OF_ALL = 64  # files that validation measures on where none is held out of those that are streamed
 LOOKED_AT = 100_000  # long captions, for being cut: seconds
 NONE_HELD_OUT = "none is held out, so validation measures on what is learnt from"
 
@@ -31,18 +27,20 @@ NONE_HELD_OUT = "none is held out, so validation measures on what is learnt from
 class RunClips:
     """What is learnt from, and what validation measures on; `words` tells people what was understood.
 
-    identity: another one are other clips. dropped: the quarantine, as JSON.
+    identity: another one are other clips. bad: what was set aside, by name (`Dataset.bad`); it grows where clips are
+    read while training.
     """
 
-    train: Clips
+    train: Clips | Dataset
     held_out: Clips
     words: str
     identity: str = ""
-    dropped: list[dict[str, Any]] | None = None
+    bad: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def open_clips(cfg: Training, networks: Networks, quarantine: Iterable[Mapping[str, Any]] = ()) -> RunClips:
-    """Draws or decodes the clips and encodes them, or reads them from `--cache` where they lie there.
+    """Draws or decodes the clips and encodes them, or reads them from `--cache` where they lie there; with `--stream`
+    those held out alone.
 
     quarantine: bad files that an earlier part of the run found; they are not opened again. Raises DataError when no
     clip can be used.
@@ -60,13 +58,9 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
     dataset = open_dataset(
         path, cfg.num_frames, cfg.fps, cfg.stride, (cfg.height, cfg.width), keep=cfg.keep, quarantine=quarantine
     )
-
-    def encode(pixels: Tensor) -> Posterior:
-        at_once = max(1, ENCODED_AT_ONCE // pixels[0, 0].numel())
-        parts = [networks.encode(part) for part in pixels.split(at_once)]
-        return Posterior(torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts]))
-
-    clips = encoded_folder(cfg.cache, dataset, encode, networks.vae_id, draws=cfg.draws)
+    if cfg.stream:
+        return _streamed(cfg, dataset, networks)
+    clips = encoded_folder(cfg.cache, dataset, networks.encode, networks.vae_id, draws=cfg.draws)
     reasons: dict[str, int] = {}
     for entry in clips.dropped:
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
@@ -80,9 +74,35 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
         words += f"\n{NONE_HELD_OUT}"
     else:
         words += f"\n{len(train):,} clips to learn from, {len(held_out):,} held out"
-    about = "\n".join([clips.identity, str(cfg.hold_out), *clips.captions])
-    identity = IDENTITY + hashlib.sha256(about.encode()).hexdigest()[:16]
-    return RunClips(train, held_out, words, identity, clips.dropped)
+    return RunClips(
+        train, held_out, words, _identity([clips.identity, str(cfg.hold_out), *clips.captions]), dataset.bad
+    )
+
+
+def _streamed(cfg: Training, dataset: Dataset, networks: Networks) -> RunClips:
+    """All that is not held out as a dataset, to be decoded sample by sample."""
+    items = [item for item in dataset.items if item.fault is None]
+    held = held_out_of([item.name for item in items], cfg.hold_out)
+    words = f"{dataset.listing.path}: {dataset.listing.kind}, {len(dataset):,} listed, read while training"
+    words += _of_captions([item.caption for item in items], networks.tokenizer)
+    if held:
+        chosen = set(held)
+        learnt = [item for k, item in enumerate(items) if k not in chosen]
+        words += f"\n{len(learnt):,} files to learn from, {len(held):,} held out"
+    else:
+        learnt, held = items, list(range(min(len(items), LOOKED_AT_OF_ALL)))
+        words += f"\n{NONE_HELD_OUT}"
+    train, measured = dataset.only(learnt, cfg.seed), dataset.only([items[k] for k in held])
+    clips = encoded_folder(cfg.cache, measured, networks.encode, networks.vae_id)
+    about = (f"{item.name}\n{item.caption}" for item in items)
+    return RunClips(train, clips, words, _identity(["read while training", str(cfg.hold_out), *about]), dataset.bad)
+
+
+def _identity(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for number, line in enumerate(lines):
+        digest.update(("\n" * (number > 0) + line).encode(errors="surrogateescape"))
+    return IDENTITY + digest.hexdigest()[:16]
 
 
 def _of_captions(captions: Sequence[str], tokenizer: Tokenizer) -> str:
@@ -97,17 +117,24 @@ def _of_captions(captions: Sequence[str], tokenizer: Tokenizer) -> str:
 
 
 def split(clips: EncodedClips, share: float) -> tuple[EncodedClips, EncodedClips]:
-    """Clips to learn from and held-out ones, told apart by a hash of the file's name: new files move no old one.
-
-    Of more than `MOST_HELD_OUT` the files with the largest hashes are learnt from. Where the share keeps none (or all),
-    both are all clips.
-    """
-    place = [int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8], 16) / 2**32
-             for name in clips.names]  # fmt: skip
-    held = [k for k, at in enumerate(place) if at < share]
-    if not held or len(held) == len(clips):
+    """Clips to learn from and held-out ones; where none is held out, both are all clips."""
+    held = held_out_of(clips.names, share)
+    if not held:
         return clips, clips
+    return clips.subset(sorted({*range(len(clips))}.difference(held))), clips.subset(held)
+
+
+def held_out_of(names: Sequence[str], share: float) -> list[int]:
+    """The clips of these files that are held out, told by a hash of the file's name: new files move no old one.
+
+    Of more than `MOST_HELD_OUT` the files with the largest hashes are learnt from. Empty where the share keeps none, or
+    all.
+    """
+    place = [int(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:8], 16) / 2**32 for name in names]
+    held = [k for k, at in enumerate(place) if at < share]
+    if len(held) == len(names):
+        return []
     if len(held) > MOST_HELD_OUT:
         most, least = sorted(place[k] for k in held)[MOST_HELD_OUT], min(place[k] for k in held)
         held = [k for k in held if place[k] < most or place[k] == least]  # whole files, one at least
-    return clips.subset(sorted({*range(len(clips))}.difference(held))), clips.subset(held)
+    return held

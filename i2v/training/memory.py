@@ -4,7 +4,8 @@ Nothing is loaded and nothing computed: the networks are those of the preset's c
 have shapes and no memory. On them a micro-batch goes forward and back as in a run, with `--checkpointing` too, and what
 lives at the same time is added up: so a change of a network changes the estimate.
 For libraries and what the allocator cannot use again the same is allowed as for videos (i2v/footprint.py). Not counted:
-CUDA's own memory, the encoders that run once.
+CUDA's own memory, the encoders that run once; with `--stream`, where they stay, what they compute, which is over before
+a step begins.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from i2v import presets
 from i2v.config import ConfigError
 from i2v.device import DTYPES
 from i2v.footprint import GROWTH, RETAINED, Tracker
+from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG
+from i2v.models.clip_vision import VIT_H14
 from i2v.models.ip_adapter import IP_PLUS_SD15, IP_PLUS_SDXL_VIT_H, IPAdapterConfig
 from i2v.models.lora import TrainedLoRA
 from i2v.models.motion import MOTION_SDXL, MOTION_V1, MotionConfig
@@ -33,6 +36,11 @@ TEXT_TOKENS, IMAGE_PATCHES = 77, 257
 USUAL: dict[str, tuple[MotionConfig, IPAdapterConfig]] = {  # what is loaded beside the base, where no file tells
     "i2v-sd15": (MOTION_V1, IP_PLUS_SD15),
     "i2v-sdxl": (MOTION_SDXL, IP_PLUS_SDXL_VIT_H),
+}
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "i2v-sd15": {"text_encoder": CLIP_L, "image_encoder": VIT_H14},
+    "i2v-sdxl": {"text_encoder": CLIP_L, "text_encoder_2": OPENCLIP_BIGG, "image_encoder": VIT_H14},
 }
 
 
@@ -68,8 +76,16 @@ def estimate(cfg: Training) -> dict[str, int]:
         work = held_in_a_step(cfg, built, lora, trained, preset.networks.vae.factor)
     learnt = 4 * sum(parameter.numel() for parameter in trained)
     moments = 1 if cfg.optimizer == "muon" else 2
+    streams: dict[str, int] = {}
+    if cfg.stream:  # the encoders stay, in full precision
+        kept = {"vae": preset.networks.vae, **ENCODERS[cfg.preset]}
+        if "ip_adapter" not in cfg.parts:
+            del kept["image_encoder"]
+        encoders = networks({"unet": preset.networks.unet, **kept})
+        streams["encoders (--stream)"] = 4 * sum(v.numel() for part in kept for v in encoders.shapes(part).values())
     return {
         "frozen weights": DTYPES[cfg.dtype].itemsize * (size - (0 if lora else learnt // 4)),
+        **streams,
         "trained weights (float32)": learnt,
         "their gradients": learnt,
         f"optimizer ({cfg.optimizer})": moments * learnt,

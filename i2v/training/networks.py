@@ -44,6 +44,7 @@ from weights_convert.write_lora import write_lora
 
 Prediction = Literal["epsilon", "v", "sample"]
 Clips = WorldLatents | EncodedClips
+ENCODED_AT_ONCE = 2**20  # pixels of frames, four of 512x512: an autoencoder's activations are large
 PICTURES = 32  # that CLIP looks at at once: ViT-H keeps 0.05 GB of each
 ABANDONED = 3600  # seconds without a change after which a half-written file is no running process's
 
@@ -178,6 +179,18 @@ class Networks:
         return self.image_encoder(pixels.to(self.device)).image_embeds.float()
 
     @torch.no_grad()
+    def features_of(self, pictures: Sequence[Tensor | None]) -> Tensor:
+        """(N, ...) what `seen` gives for CLIP's pixels (3, S, S) of each picture; for None, a dropped one, what it
+        gives for zero pixels, or zeros."""
+        size = 0 if self.image_encoder is None else self.image_encoder.cfg.image_size
+        dropped = [k for k, picture in enumerate(pictures) if picture is None]
+        shown = torch.stack([torch.zeros(3, size, size) if picture is None else picture for picture in pictures])
+        made = torch.cat([self.seen(part) for part in shown.split(PICTURES)])
+        if dropped and self.unconditional_image == "zero-embedding":
+            made[dropped] = 0
+        return made
+
+    @torch.no_grad()
     def image_features(self, data: Clips, folder: Path) -> Tensor | None:
         """(clips + 1, ...) what CLIP sees in each clip's first frame and, last, what stands for a dropped picture: what
         it sees in zero pixels, or zeros; None without CLIP.
@@ -198,20 +211,17 @@ class Networks:
                         other.unlink()
             aside = file.with_name(f".{file.name}.{os.getpid()}.npy")
             out: np.memmap | None = None
-            done, waiting = 0, []
-            zero = torch.zeros(3, size, size)
-            for picture in chain(tqdm(data.pictures(size), "image embeddings", len(data), mininterval=2), [zero]):
+            done, waiting = 0, list[Tensor | None]()
+            for picture in chain(tqdm(data.pictures(size), "image embeddings", len(data), mininterval=2), [None]):
                 waiting.append(picture)
-                if len(waiting) == PICTURES or picture is zero:
-                    made = self.seen(torch.stack(waiting)).cpu().numpy()
+                if len(waiting) == PICTURES or picture is None:
+                    made = self.features_of(waiting).cpu().numpy()
                     if out is None:
                         shape = (len(data) + 1, *made.shape[1:])
                         out = np.lib.format.open_memmap(aside, mode="w+", dtype=made.dtype, shape=shape)
                     out[done : done + len(made)] = made
                     done += len(made)
                     waiting.clear()
-            if out is not None and dropped == "zero-embedding":
-                out[-1] = 0
             del out
             sync(aside)
             os.replace(aside, file)
@@ -220,8 +230,10 @@ class Networks:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Posterior:
         """(N, 3, H, W) in [-1, 1] -> the posterior of the scaled latents, float32, on the CPU."""
-        posterior = self.vae.encode(pixels.to(self.device))
-        return Posterior(posterior.mean.float().cpu(), posterior.std.float().cpu())
+        at_once = max(1, ENCODED_AT_ONCE // pixels[0, 0].numel())
+        parts = [self.vae.encode(part.to(self.device)) for part in pixels.split(at_once)]
+        mean, std = (torch.cat(values).float().cpu() for values in ([p.mean for p in parts], [p.std for p in parts]))
+        return Posterior(mean, std)
 
     def encoded_world(self, folder: Path, world: str, split: str, clips: int, style: str = "") -> WorldLatents:
         """Clips of the procedural world as latents; 16 frames of 64x64 pixels."""

@@ -60,7 +60,8 @@ class StoredText(nn.Module):
 
 @dataclass
 class PublishedNetworks(Networks):
-    """Networks of a preset. `texts`: what the text encoders made of the captions, once `read_captions` was called."""
+    """Networks of a preset. `texts`: what the text encoders made of the captions, once `read_captions` was called;
+    until then they read captions as they come."""
 
     preset: Preset | None = None
     size: tuple[int, int] = (512, 512)  # pixels of the training frames, which SDXL is told
@@ -77,21 +78,22 @@ class PublishedNetworks(Networks):
 
         The empty caption, which stands for a dropped one too, is told as the sampler's unguided half tells it.
         """
-        text = self.text_encoder
-
-        def encode(some: list[str]) -> dict[str, Tensor]:
-            told = [text(caption, self.size, negative=not caption) for caption in some]
-            out = {"context": torch.cat([one.context for one in told])}
-            return out | ({"pooled": torch.cat([one.pooled for one in told])} if told[0].pooled is not None else {})
-
         words = hashlib.sha256(repr(sorted(self.tokenizer.vocab.items())).encode()).hexdigest()
-        self.texts = encoded_text(cache, captions, encode, f"{digest(text.state_dict())}/{words}")
+        text_id = f"{digest(self.text_encoder.state_dict())}/{words}"
+        self.texts = encoded_text(cache, captions, self._read, text_id)
         self.text_encoder = nn.Identity()
 
+    @torch.no_grad()
+    def _read(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """By the frozen text encoders, in their own number format: a row for each caption."""
+        with torch.autocast(self.device.type, enabled=False):
+            told = [self.text_encoder(caption, self.size, negative=not caption) for caption in captions]
+        out = {"context": torch.cat([one.context for one in told])}
+        return out | ({"pooled": torch.cat([one.pooled for one in told])} if told[0].pooled is not None else {})
+
     def condition(self, captions: Sequence[str], image_features: Tensor | None) -> Conditions:
-        if self.texts is None:
-            raise ValueError("the captions have not been read: call read_captions before training")
-        told = {name: sent(value, self.device) for name, value in self.texts(captions).items()}
+        texts = self._read if self.texts is None else self.texts
+        told = {name: sent(value, self.device) for name, value in texts(captions).items()}
         dtype = self.unet.conv_in.weight.dtype
         pooled, size_ids = told.get("pooled"), None
         if pooled is not None:  # the picture's size, where it was cropped, the size asked for: as when sampling
@@ -136,13 +138,14 @@ class PublishedNetworks(Networks):
         with super().pipeline() as pipe:
             if self.preset is not None:
                 pipe.preset = self.preset
-            for network in (self.vae, self.image_encoder):
-                if network is not None:
-                    network.to(self.device)
+            homes = [(n, next(n.parameters()).device) for n in (self.vae, self.image_encoder) if n is not None]
+            for network, _ in homes:
+                network.to(self.device)
             try:
                 yield pipe
             finally:
-                self.rest()
+                for network, home in homes:
+                    network.to(home)
 
     def export(self, folder: Path, trained: Mapping[str, Tensor], **facts: Any) -> None:
         """Only what was trained: our own part file, and the I2V-Adapter or motion modules in the authors' names too."""

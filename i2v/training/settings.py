@@ -51,6 +51,7 @@ class Training:
     width: int = flag(64, "likewise")
     keep: tuple[str, ...] = flag((), f"filters that are switched off for --data: {', '.join(FILTERS)}")
     draws: int = flag(1, "clips from each file of --data, with starts of their own")
+    stream: bool = flag(False, "read and encode --data while training and keep none of it: more than a disk holds")
     hold_out: float = flag(0.05, "share of --data's files that is kept for validation; 0: it measures on all")
     world: str = flag("level_1", "level of the procedural world")
     style: str = flag("", "draw the world in a style: pastel, night; empty: as it is")
@@ -121,6 +122,9 @@ class Training:
             raise ConfigError(f"--preset {self.preset} learns from your clips: give --data PATH")
         if unknown := sorted(set(self.new) - set(self.parts)):
             raise ConfigError(f"--new {unknown[0]}: expected some of --parts, {', '.join(self.parts)}")
+        if self.stream and (self.data is None or self.draws > 1):
+            raise ConfigError("--stream reads --data, every sample from a start of its own: give --data, leave out "
+                              "--draws")  # fmt: skip
         if self.data is not None and "controlnet" in self.parts:
             raise ConfigError("--parts controlnet learns from the world's edges; --data is not supported for it")
 

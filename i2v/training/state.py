@@ -22,7 +22,7 @@ from i2v.training.settings import Training, allowed_changes, refuse_changes
 class State:
     """Trained tensors by name, optimizer, gradient scaler, moving average; steps and seconds so far.
 
-    processes: how many train together. clips: identity and quarantine of the user's clips, filled by `note_clips`.
+    processes: how many train together. clips, bad: identity and quarantine of the user's clips, by `note_clips`.
     """
 
     cfg: Training
@@ -34,6 +34,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     clips: dict[str, Any] = field(default_factory=dict)
+    bad: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     lock: IO[str] | None = None  # on `--out`, of the process that writes
     logged: int = -1  # the last step that the log tells of
 
@@ -43,7 +44,8 @@ class State:
         tensors |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
         tensors |= {f"optim.{k}": v for k, v in optimizer_tensors(self.optimizer, self.trained).items()}
         facts = {"seconds": self.seconds, "processes": self.processes, "config": config.to_dict(self.cfg)}
-        facts |= {"scaler": self.scaler.state_dict(), "clips": self.clips}
+        bad = {"quarantine": [self.bad[name] for name in sorted(self.bad)]}
+        facts |= {"scaler": self.scaler.state_dict(), "clips": self.clips | bad}
         checkpoint.save(self.cfg.out, self.step, tensors, facts, keep=self.cfg.keep_checkpoints)
 
     def resume(self, writes: bool = True) -> str:
@@ -89,4 +91,4 @@ class State:
                 f"--data {self.cfg.data}: the clips or captions are others than when this run began; take another "
                 "--out for a new run, or go on with --allow-change data"
             )
-        self.clips = {"identity": clips.identity, "quarantine": clips.dropped or []}
+        self.clips, self.bad = {"identity": clips.identity}, clips.bad

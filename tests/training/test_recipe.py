@@ -74,7 +74,7 @@ def run(folder: Path, out: Path, *flags: str) -> int:
 def test_the_whole_recipe(
     vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From nothing to a folder that sample.py takes; stopped in its middle and moved it goes on, at its end it does nothing."""
+    """From nothing to a folder that sample.py takes; stopped and moved it goes on, at its end it does nothing."""
     folder, out = write(tmp_path / "recipe", vocabulary, STAGES), tmp_path / "out"
     save, saves = train.State.save, []
 

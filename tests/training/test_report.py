@@ -109,6 +109,10 @@ def test_a_dry_run_counts_what_is_known(monkeypatch: pytest.MonkeyPatch, capsys:
     one = counted()
     assert one["trained weights (float32)"] == one["their gradients"] == one["moving average"] == 4 * adapter
     assert one["optimizer (adamw)"] == 8 * adapter and one["frozen weights"] == 4 * others
+    streamed = counted(stream=True, data=Path("clips"))
+    vae = sum(value.numel() for value in built.shapes("vae").values())
+    assert streamed["encoders (--stream)"] == 4 * (vae + 123_060_480 + 632_076_800), "CLIP's, of their published files"
+    assert {k: v for k, v in streamed.items() if k != "encoders (--stream)"} == one
     lora = counted(parts=("motion",), train=("motion.*to_q",), lora=4)
     motion = sum(value.numel() for value in built.shapes("motion").values())
     assert 0 < lora["trained weights (float32)"] < 4 * 0.1 * motion
