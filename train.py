@@ -39,7 +39,7 @@ from i2v.training.networks import Networks
 from i2v.training.optim import learning_rate
 from i2v.training.published import build_published
 from i2v.training.recompute import recompute_blocks
-from i2v.training.report import Report
+from i2v.training.report import Report, check_installed
 from i2v.training.settings import Training
 from i2v.training.signals import stop_signals
 from i2v.training.state import State
@@ -110,7 +110,8 @@ def train(cfg: Training, run: Processes) -> int:
     """One run to its end, from where it stopped; 0, or 128 + the number of the signal that stopped it."""
     device = own_device(cfg.device, run)
     cfg = replace(cfg, dtype=training_dtype(cfg.dtype, device))
-    run.share(cfg.batch)  # an error before the work
+    run.share(cfg.batch)  # errors before the work
+    check_installed(cfg.report)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if device.type == "cuda":

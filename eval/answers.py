@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+import i2v
 from eval.held_out import Question
 from eval.metrics.all import measure_clip
 from eval.workers import spread
@@ -105,15 +106,23 @@ def key_of(job: Job, weights: dict[str, str], dtype: str, frames: int) -> str:
         "picture": _sha256(question.picture),
         "frames": frames,
     }
-    if not job.variant.int8:
-        del facts["variant"]["int8"]  # clips that were made before it was there keep their names
     if job.variant.kind != "floor":
-        facts |= {"weights": weights, "dtype": dtype, "version": __version__}
+        facts |= {"weights": weights, "dtype": dtype, "version": __version__, "code": code_hash()}
     if job.variant.lora:
         facts["lora"] = sha256(Path(job.variant.lora))
     if job.variant.kind == "ceiling":
         facts |= {"truth": _sha256(question.truth)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def code_hash() -> str:
+    """Over the code that decides a clip's pixels: an edited sampler, prior or attention makes other clips."""
+    package = Path(i2v.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted([*package.glob("*.py"), *package.glob("models/*.py"), *package.glob("diffusion/*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:20]
 
 
 def measures_hash(bench: Bench) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,8 +85,9 @@ def given(network: FlowNetwork | None, metric: str) -> FlowNetwork:
     return network
 
 
-def pictures(frames: NDArray[np.uint8], metric: str, least: int) -> Tensor:
-    """A clip, uint8 (F, H, W, 3), as float (F, 3, H, W) in 0..255.
+def pictures(frames: NDArray[np.uint8], metric: str, least: int) -> Callable[[int], Tensor]:
+    """Of a clip, uint8 (F, H, W, 3), each frame by its number as float (3, H, W) in 0..255: the whole clip would be
+    four times as large.
 
     Raises ValueError for other arrays, fewer than two frames, or fewer than `least` pixels a side.
     """
@@ -93,8 +95,9 @@ def pictures(frames: NDArray[np.uint8], metric: str, least: int) -> Tensor:
         raise ValueError(f"{metric}: frames are {frames.dtype} {frames.shape}; expected uint8 (F, H, W, 3), F >= 2")
     height, width = frames.shape[1:3]
     if min(height, width) < least:
+        other = "" if metric.endswith(Dis.name) else ", or measure with DIS"
         raise ValueError(
             f"{metric}: frames of {width} x {height} pixels, expected at least {least} on each side: "
-            "give larger frames (enlarging them changes the score), or measure with DIS"
+            f"give larger frames (enlarging them changes the score){other}"
         )
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    return lambda number: torch.from_numpy(np.ascontiguousarray(frames[number])).permute(2, 0, 1).float()

@@ -1,19 +1,20 @@
-"""95 % intervals: Wilson's for a share, the bootstrap's for a mean."""
+"""Intervals: Wilson's for a share, the bootstrap's for a mean."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 Z_95 = 1.959963984540054
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, z: float = Z_95) -> tuple[float, float]:
     """The interval of a share, in [0, 1], by Wilson's score; it keeps its width at 0 and at `trials` successes.
 
-    Raises ValueError unless 0 <= successes <= trials and trials > 0.
+    Raises ValueError unless 0 <= successes <= trials and trials >= 1.
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} of {trials}; expected 0 <= successes <= trials and at least one trial")
@@ -21,6 +22,27 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     middle = (share + weight / 2) / (1 + weight)
     half = z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
     return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def share_interval(outcomes: Sequence[float], groups: Sequence[str], percent: float = 95) -> tuple[float, float]:
+    """Wilson's interval of the share of outcomes (0 or 1), which are not independent within a group (videos of one
+    picture): taken for as many as independent ones would tell as much, by the design effect
+
+        (variance of the share over groups) / (share (1 - share) / n), at least 1.
+
+    Where all outcomes are alike it cannot be told, and 1 is taken. Raises ValueError for fewer than two groups.
+    """
+    array = np.asarray(outcomes, np.float64)
+    _, member = np.unique(list(groups), return_inverse=True)
+    sizes, count = np.bincount(member), len(array)
+    if len(member) != count or len(sizes) < 2:
+        raise ValueError(f"{count} outcomes in {len(sizes)} groups; expected a group for each, two groups or more")
+    share = float(array.mean())
+    apart = np.bincount(member, array) - share * sizes
+    between = len(sizes) / (len(sizes) - 1) * float((apart**2).sum()) / count
+    effect = max(between / (share * (1 - share)), 1.0) if 0 < share < 1 else 1.0
+    trials = max(count / effect, 1.0)
+    return wilson_interval(share * trials, trials, NormalDist().inv_cdf(0.5 + percent / 200))
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, draws: int = 2000,
@@ -45,11 +67,11 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, draws: int = 2000
 
 
 def paired_interval(values: Sequence[float], reference: Sequence[float], seed: int = 0, draws: int = 2000,
-                    groups: Sequence[str] | None = None) -> tuple[float, float]:  # fmt: skip
+                    groups: Sequence[str] | None = None, percent: float = 95) -> tuple[float, float]:  # fmt: skip
     """The bootstrap interval of the mean of value - reference, taken pair by pair: the same clip made in two ways.
 
     Raises ValueError for different lengths and as `bootstrap_interval`.
     """
     if len(values) != len(reference):
         raise ValueError(f"{len(values)} values and {len(reference)} to compare them with; expected pairs")
-    return bootstrap_interval([a - b for a, b in zip(values, reference, strict=True)], seed, draws, groups)
+    return bootstrap_interval([a - b for a, b in zip(values, reference, strict=True)], seed, draws, groups, percent)

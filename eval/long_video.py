@@ -106,6 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = config.from_command_line(LongEvaluation, argv, prog="python -m eval long")
     if cfg.scenes < 2:
         raise ConfigError(f"--scenes {cfg.scenes}: expected 2 or more, for the intervals")
+    if cfg.num_frames < 2 * QUARTERS + 1:
+        raise ConfigError(f"--num-frames {cfg.num_frames}: expected {2 * QUARTERS + 1} or more, two for each quarter")
     rows = run(cfg)
     config.write_text(cfg.out / "results.json", json.dumps(rows, indent=1) + "\n")
     print(table(rows))

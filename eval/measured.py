@@ -22,9 +22,10 @@ from eval.scores import OUT_OF_MEMORY, Scores, Switches, measured_by, score
 from eval.video_set import check_same_length
 from eval.videos import Video
 from eval.workers import spread
+from i2v.config import ConfigError
 from i2v.media.quiet import quiet_opencv
 from i2v.picture import fit
-from i2v.video import read_image, read_video
+from i2v.video import SettingsError, read_image, read_settings, read_video
 
 Frames = NDArray[np.uint8]
 
@@ -89,7 +90,9 @@ def measure(videos: Sequence[Video], files: NetworkFiles, networks: Networks, sw
 
 
 def frame_rate(path: Path) -> float | None:
-    """Frames a second that a video file names; None for folders of frames, GIF and WebP, whose frames differ."""
+    """Frames a second that a video's own settings or its file name; None for other folders of frames, GIF and WebP."""
+    with contextlib.suppress(SettingsError, KeyError, TypeError, ValueError):
+        return float(read_settings(path)["request"]["fps"])
     if path.is_dir() or path.suffix.lower() in (".gif", ".webp"):
         return None
     with quiet_opencv():
@@ -102,6 +105,8 @@ def frame_rate(path: Path) -> float | None:
 def _facts(video: Video, count: int | None) -> tuple[tuple[int, int, int], str]:
     """(frames, height, width), and the key of a hash over everything that decides the measurements."""
     frames = read(video, count)
+    if len(frames) < 2:
+        raise ConfigError(f"{video.path}: one frame is no video; give videos, or folders of frames")
     digest = hashlib.sha256(repr((frames.shape, video.fit, video.prompt)).encode())
     digest.update(np.ascontiguousarray(frames).tobytes())
     for file in (video.reference, video.mask):

@@ -173,11 +173,12 @@ def write_sheets(folder: Path, answers: list[Answer]) -> None:
         return verdicts.get("motion_right", True) and verdicts.get("camera_right", True)
 
     for name, chosen in (("clips", answers), ("failures", [a for a in answers if not right(a)])):
-        some = chosen[:SHEET_CLIPS]
+        some, file = chosen[:SHEET_CLIPS], folder / f"miniature_{name}.webp"
+        file.unlink(missing_ok=True)  # an older run's failures are not this one's
         if some:
             colours = [(30, 30, 30) if right(a) else (190, 30, 30) for a in some]
             captions = [a.job.question.caption for a in some]
-            write_sheet(folder / f"miniature_{name}.webp", [a.frames for a in some], captions, colours=colours)
+            write_sheet(file, [a.frames for a in some], captions, colours=colours)
 
 
 def main(argv: list[str] | None = None) -> None:

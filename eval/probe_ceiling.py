@@ -77,10 +77,10 @@ def head(*cells: str) -> None:
 
 
 def moving_cameras(world: WorldConfig, cfg: ProbeCeiling) -> list[Clip]:
-    """The first clips of the split whose camera moves, half as many as all; none at a level whose cameras rest."""
+    """The first clips of the split whose camera moves, half as many as all; none where all cameras rest."""
     found: list[Clip] = []
     index = 0
-    while len(world.cameras) > 1 and len(found) < cfg.clips // 2:
+    while len(world.cameras) > 1 and cfg.split != "held_out" and len(found) < cfg.clips // 2:
         if draw_scene(world, cfg.split, index).camera:
             found.append(make_clip(world, cfg.split, index, cfg.num_frames, cfg.size))
         index += 1

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from eval.charts import scatter_chart
-from eval.intervals import paired_interval, wilson_interval
+from eval.intervals import paired_interval, share_interval
 from eval.measured import Measured, picture_of, read
 from eval.networks import Networks
 from eval.page import Grid, Section, Shot, write_page
@@ -58,11 +58,12 @@ def write(report: Report, measured: Sequence[Measured]) -> list[Table]:
     if others:
         tables.append(Table("others", "Other measures", [*head, *(c.head for c in others)], more,
                             "No figures of the paper stand beside these."))  # fmt: skip
-    if pairs := paired(models, [*paper, *others], report.reference):
+    if pairs := paired(models, [*paper, *others], report.reference, report.percent or 95):
         tables.append(pairs)
     write_text(report.out / "tables.md", "\n".join(t.markdown() for t in tables))
     write_text(report.out / "results.json", json.dumps(facts(report, measured), indent=1) + "\n")
-    words = "Means over videos; brackets are bootstrap intervals over pictures."
+    words = ("Means over videos; brackets are bootstrap intervals over pictures, of shares Wilson's for as many videos "
+             "as independent ones would tell as much.")  # fmt: skip
     charts = [chart for chart in (motion_against_error(models),) if chart]
     sections = [Section("Tables", words, tables, charts)]
     sections += grids(report, measured) + side_by_side(report, measured)
@@ -88,8 +89,8 @@ def mean_cell(found: Sequence[Measured], column: Column, percent: float | None) 
     if len(set(groups)) < least(percent or 95):
         return f"{sum(values) / len(values):.{column.digits}f}"
     mean, interval = mean_and_interval(values, column.head, percent=percent or 95, groups=groups)
-    if column.share and (percent or 95) == 95:
-        interval = wilson_interval(round(sum(values)), len(values))
+    if column.share:
+        interval = share_interval(values, groups, percent or 95)
     return cell((mean, *interval), column.digits)
 
 
@@ -135,7 +136,8 @@ def made_by(networks: Networks) -> list[str]:
     return out
 
 
-def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Column], first: str = "") -> Table | None:
+def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Column], first: str = "",
+           percent: float = 95) -> Table | None:  # fmt: skip
     """Every model minus the `first`, over the pictures that both have; None where no pair has enough of them."""
     first = first or next(iter(models))
     reference, lines = models[first], []
@@ -148,15 +150,17 @@ def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Col
             ours, theirs = (_by_scene(some, column.name) for some in (found, reference))
             common = [scene for scene in ours if scene in theirs]
             counts.append(len(common))
-            if len(common) < least():
-                cells.append(NONE)
-                continue
             mine, other = ([side[scene] for scene in common] for side in (ours, theirs))
+            alike = column.share and mine == other  # then nothing is drawn that differs, whatever the truth is
+            if len(common) < least(percent) or alike:
+                cells.append(f"{0:+.{column.digits}f}" if alike else NONE)
+                continue
             middle = (sum(mine) - sum(other)) / len(common)
-            cells.append(cell((middle, *paired_interval(mine, other)), column.digits, sign=True))
+            cells.append(cell((middle, *paired_interval(mine, other, percent=percent)), column.digits,
+                              sign=True))  # fmt: skip
         if any(one != NONE for one in cells):
             lines.append([model, str(max(counts)), *cells])
-    words = "95 % bootstrap intervals over pictures, too narrow where there are few of them."
+    words = f"{percent:g} % bootstrap intervals over pictures, too narrow where there are few of them."
     head = ["", "pictures", *(c.head for c in columns)]
     return Table("paired", f"Minus {first}, picture by picture", head, lines, words) if lines else None
 
@@ -182,7 +186,13 @@ def warnings(report: Report, measured: Sequence[Measured]) -> list[str]:
     if len(rates) > 1:
         out.append(f"Frames a second differ ({', '.join(f'{rate:g}' for rate in rates)}): FlowScore, WarpingError and "
                    "CLIPTemp count from frame to frame; bring all videos to one rate before.")  # fmt: skip
+    unknown = [m.label for m in measured if m.fps is None]
+    if rates and unknown:
+        out.append(f"Of {count_of(len(unknown), 'video')} ({first_of(unknown)}) the frames a second are not known, of "
+                   f"the others they are {', '.join(f'{rate:g}' for rate in rates)}.")  # fmt: skip
     without = [m.label for m in measured if not m.video.prompt]
+    if len(without) == len(measured) and report.networks.clip is not None:
+        out.append("No video has a prompt, so there is no text alignment; give --prompts.")
     if without and len(without) < len(measured) and report.networks.clip is not None:
         out.append(f"Without a prompt: {count_of(len(without), 'video')} ({first_of(without)}); text alignment is that "
                    "of the others.")  # fmt: skip
@@ -196,6 +206,9 @@ def warnings(report: Report, measured: Sequence[Measured]) -> list[str]:
         none = [m.label for m in measured if m.video.reference is None]
         out.append(f"Without a reference picture: {count_of(len(none), 'video')} ({first_of(none)}); name pictures as "
                    "the videos and give --reference. Similarity and drift of these are against frame 0.")  # fmt: skip
+    if changed := [m.label for m in measured if m.video.changed is not None]:
+        out.append(f"Where {count_of(len(changed), 'video')} ({first_of(changed)}) had the picture from lies another "
+                   "one now, which is not compared with.")  # fmt: skip
     for name in dict.fromkeys(name for m in measured for name in m.scores.details if name.startswith("warping_error")):
         of = [m for m in measured if 0 in m.scores.details.get(name, {}).get("kept", [])]
         if of:

@@ -132,7 +132,13 @@ def _without_networks(out: Scores, frames: Video, picture: Video, prompt: str, m
     square = np.stack([centre_crop(frame, side, side) for frame in frames])
     middle = None if mask is None else centre_crop(mask, side, side)
     middle = middle if middle is not None and 0 < np.count_nonzero(middle) < middle.size else None
-    found = measure_clip(square, centre_crop(picture, side, side), middle)
+    try:
+        found = measure_clip(square, centre_crop(picture, side, side), middle)
+    except ValueError as error:  # of a mask so small that nothing of it is left
+        if middle is None:
+            raise
+        out.reasons["motion_right"] = str(error)
+        return
     out.details["pixels"] = found
     out.values |= {name: value for name in UNGUIDED if isinstance(value := found.get(name), float)}
     motion, camera = asked(prompt)

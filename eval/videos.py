@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
+import numpy as np
+
 from i2v.config import ConfigError
 from i2v.jobs import PICTURES
 from i2v.media.clip_file import counted
 from i2v.picture import Fit
 from i2v.replay import Recipe, recipe
-from i2v.video import SettingsError
+from i2v.video import PictureError, SettingsError, read_image
 
 FILES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif", ".webp"}
 FRAMES = {".png", ".jpg", ".jpeg"}
@@ -35,14 +38,26 @@ class Video:
     prompt: str = ""
     start: tuple[float, float] | None = None
     mask: Path | None = None
+    changed: Path | None = None  # the file that it was made from, where that holds another picture now
 
 
 def is_video(path: Path) -> bool:
     """A file with a video's ending, or a folder of frames."""
     if path.is_dir():
         endings = {inside.suffix.lower() for inside in path.iterdir()}
-        return bool(endings & FRAMES) and not endings & FILES
+        return bool(endings & FRAMES) and not endings & FILES and not _videos_below(path)
     return path.suffix.lower() in FILES
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    """By name; hidden ones are half-written, or macOS's notes on files."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_video(path))
+
+
+def _videos_below(folder: Path) -> bool:
+    """Whether folders in it hold videos or frames: then pictures beside these folders are no frames."""
+    below = (file for inside in folder.iterdir() if inside.is_dir() for file in inside.rglob("*"))
+    return any(file.suffix.lower() in FILES | FRAMES for file in below)
 
 
 def found(given: Sequence[str]) -> dict[str, list[Path]]:
@@ -57,7 +72,9 @@ def found(given: Sequence[str]) -> dict[str, list[Path]]:
         place = videos[0].resolve().parent
         if not named and places.setdefault(model, place) != place:
             raise ConfigError(f"{places[model]} and {place} are both called {model}; give them as NAME=FOLDER")
-        out.setdefault(model, []).extend(videos)
+        here = out.setdefault(model, [])
+        known = {video.resolve() for video in here}
+        here += [video for video in videos if video.resolve() not in known]  # the same folder given twice counts once
 
     for text in given:
         name, equals, rest = text.partition("=")
@@ -68,11 +85,11 @@ def found(given: Sequence[str]) -> dict[str, list[Path]]:
         if is_video(path):
             add(name if named else path.resolve().parent.name, [path], named)
             continue
-        inside = sorted(p for p in path.iterdir() if is_video(p)) if path.is_dir() else []
+        inside = _videos_in(path) if path.is_dir() else []
         models = {name if named else path.resolve().name: inside} if inside else {}
         if not inside and path.is_dir():
-            folders = sorted(p for p in path.iterdir() if p.is_dir())
-            models = {f.name: several for f in folders if (several := sorted(p for p in f.iterdir() if is_video(p)))}
+            folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+            models = {f.name: several for f in folders if (several := _videos_in(f))}
         if not models:
             raise ConfigError(f"{path}: no videos there; they end with {', '.join(sorted(FILES))} or are folders of "
                               "frames")  # fmt: skip
@@ -96,7 +113,8 @@ def described(
     for file in pictures_in(references):
         if (other := pictures.setdefault(file.stem, file)).resolve() != file.resolve():
             raise ConfigError(f"--reference: {other} and {file} are both called {file.stem}; give them other names")
-    videos = [_video(m, path, pictures, fits.get(m, "cover")) for m, paths in models.items() for path in paths]
+    seen: dict[str, list[str]] = {}
+    videos = [_video(m, path, pictures, fits.get(m, "cover"), seen) for m, paths in models.items() for path in paths]
     texts = {} if prompts is None else prompts_of(prompts, sorted(pictures or {v.scene for v in videos}, key=counted))
     covers = {} if masks is None else {p.stem: p for p in pictures_in([masks])}
     out = []
@@ -113,7 +131,9 @@ def pictures_in(given: Sequence[Path]) -> list[Path]:
     """Pictures, and those of folders by name; raises ConfigError where there is none."""
     out: list[Path] = []
     for path in given:
-        some = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        some = [path]
+        if path.is_dir():
+            some = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
         if not some or not some[0].is_file():
             raise ConfigError(f"{path}: no pictures there; they end with {', '.join(sorted(PICTURES))}")
         out += some
@@ -148,7 +168,8 @@ def _called(name: str) -> str:
     return path.stem if path.suffix.lower() in FILES | FRAMES | set(PICTURES) else path.name
 
 
-def _video(model: str, path: Path, pictures: Mapping[str, Path], usual: Fit) -> Video:
+def _video(model: str, path: Path, pictures: Mapping[str, Path], usual: Fit, seen: dict[str, list[str]]) -> Video:
+    """seen: the pictures (sha256 of their pixels) of each name so far, of videos that tell theirs."""
     stem = path.name if path.is_dir() else path.stem
     own = _recipe(path)
     request: dict[str, Any] = {} if own is None else own.settings["request"]
@@ -156,11 +177,32 @@ def _video(model: str, path: Path, pictures: Mapping[str, Path], usual: Fit) -> 
     made_from = [Path(text) for text in own.images()[:1]] if own is not None and first else []
     name = next((p.stem for p in made_from if p.stem in pictures), "")  # cat_2.mp4 may be of cat.png with seed 2
     name = name or next((n for n in sorted(pictures, key=len, reverse=True) if _is_of(stem, n)), "")
-    reference = pictures.get(name) or (made_from[0] if made_from and not pictures else None)
+    changed, scene = None, name
+    reference = pictures.get(name)
+    if own is not None and first and not pictures:
+        told = own.settings["pictures"][0]
+        reference = made_from[0] if made_from else None
+        if reference is not None and told.get("sha256") and not _holds(reference, told["sha256"]):
+            changed, reference = reference, None
+        if told.get("file") and told.get("sha256"):  # two called input.png are two pictures
+            scene = Path(told["file"]).stem
+            same = seen.setdefault(scene, [])
+            same += [told["sha256"]] if told["sha256"] not in same else []
+            number = same.index(told["sha256"]) + 1
+            scene += f" ({number})" if number > 1 else ""
     fit: Fit = request["fit"] if request.get("fit") in get_args(Fit) else usual
     start = None if own is None else (float(request["t0"]), float(request["p"]))
     prompt = str(request.get("prompt", ""))
-    return Video(model, path, name or (reference.stem if reference else stem), reference, fit, prompt, start)
+    return Video(model, path, scene or (reference.stem if reference else stem), reference, fit, prompt, start,
+                 changed=changed)  # fmt: skip
+
+
+def _holds(file: Path, sha256: str) -> bool:
+    """Whether these are the picture's pixels."""
+    try:
+        return hashlib.sha256(np.ascontiguousarray(read_image(file)).tobytes()).hexdigest() == sha256
+    except PictureError:
+        return False
 
 
 def _is_of(stem: str, name: str) -> bool:

@@ -111,7 +111,7 @@ def save(config: Any, path: Path) -> None:
 def read(path: Path) -> dict[str, Any]:
     """The settings of a json file, as plain values; raises ConfigError where it holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: there is no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

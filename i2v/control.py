@@ -128,7 +128,7 @@ def _read(control: Control, num_frames: int) -> Sequence[Frames]:
     path = control.path
     try:
         if path.is_dir():
-            files = [file for file in path.iterdir() if file.suffix.lower() in PICTURES]
+            files = [p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
         elif glob.has_magic(str(path)) and not path.exists():
             files = [Path(found) for found in glob.glob(str(path))]
         else:

@@ -8,20 +8,22 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from i2v import load
 from i2v.assemble import Plan
 from i2v.config import ConfigError, flag, from_dict, to_dict
-from i2v.control import Maps, looked_at
+from i2v.control import looked_at
 from i2v.device import Place
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.free_memory import is_out_of_memory
-from i2v.pipeline import Picture
-from i2v.replay import described, recipe
+from i2v.replay import Recipe, described, recipe
 from i2v.request import Request
 from i2v.sources import CONTROLNET
 from i2v.video import ENDINGS, SettingsError, Written, check_output, read_image, settings_beside
@@ -163,13 +165,10 @@ def _of_file(path: Path, images: Sequence[str], request: Request, folder: Path) 
 
 def _of_pictures(images: Sequence[str], request: Request, folder: Path) -> Iterator[Job]:
     for text in images:
-        if Path(text).is_dir():
-            found = [path for path in sorted(Path(text).iterdir()) if path.suffix.lower() in PICTURES]
-        elif _is_glob(text):
-            found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
-            found = [path for path in found if path.suffix.lower() in PICTURES]
-        else:
-            found = [Path(text)]
+        found = [Path(text)]
+        if Path(text).is_dir() or _is_glob(text):
+            some = Path(text).iterdir() if Path(text).is_dir() else map(Path, glob.glob(text, recursive=True))
+            found = sorted(p for p in some if p.suffix.lower() in PICTURES and not p.name.startswith("."))
         if not found:
             raise ConfigError(f"--image {text}: no pictures there; they end with {', '.join(sorted(PICTURES))}")
         for path in found:
@@ -213,6 +212,8 @@ class Checker:
     def __init__(self, plan: Plan, overwrite: bool = False, skip: bool = False, reserved: Collection[Job] = ()):
         self.plan, self.overwrite, self.skip = plan, overwrite, skip
         self.taken = {_target(job.output).resolve() for job in reserved if job.output is not None}
+        self._read = lru_cache(maxsize=2)(read_image)  # many jobs begin with one picture
+        self._recipes: dict[Path, Recipe | None] = {}
 
     @cached_property
     def weights(self) -> dict[str, dict[str, Any]]:
@@ -222,7 +223,7 @@ class Checker:
     def check(self, job: Job) -> Ready:
         """Raises ValueError or OSError that says what is wrong with the job's pictures, settings or output."""
         plan = self.plan
-        pictures = {frame: read_image(path) for frame, path in job.images.items()}  # named before they are counted
+        pictures = {frame: self._read(path) for frame, path in job.images.items()}  # named before they are counted
         images = job.request.known(job.images, plan.preset)
         known = job.request.known(pictures, plan.preset)
         motion, vae = plan.parts["motion"].config, plan.parts["vae"].config
@@ -232,8 +233,13 @@ class Checker:
         types = [name.removeprefix(CONTROLNET) for name in plan.parts if name.startswith(CONTROLNET)]
         maps = looked_at(request, types, len(timesteps))
 
+        @cache
+        def now() -> dict[str, Any]:  # a large picture's hash takes a while
+            made_of = {"request": to_dict(request), "pictures": described(images, known, request.loop)}
+            return {**made_of, "controls": [one.facts() for one in maps], "weights": self.weights}
+
         def made(video: Path) -> bool:
-            return self._made(video, request, images, known, maps)
+            return self._made(video, now)
 
         def usable(video: Path) -> bool:
             free = self.overwrite or not (video.exists() or settings_beside(video).exists())
@@ -253,24 +259,16 @@ class Checker:
         check_output(target, self.overwrite, request.fps)
         return Ready(job, request, target, instead=(name for name in names if name.resolve() not in self.taken))
 
-    def _made(
-        self,
-        target: Path,
-        request: Request,
-        images: Mapping[int, Path],
-        pictures: Mapping[int, Picture],
-        maps: Sequence[Maps],
-    ) -> bool:
-        """Whether `target` is the video that this job would make."""
+    def _made(self, target: Path, now: Callable[[], Mapping[str, Any]]) -> bool:
+        """Whether `target` is the video that the job of these settings would make."""
         if not self.skip or not target.exists():
             return False
-        try:
-            was = recipe(target)
-        except (SettingsError, ConfigError):
-            return False
-        now: dict[str, Any] = {"request": to_dict(request), "pictures": described(images, pictures, request.loop)}
-        now["controls"] = [one.facts() for one in maps]
-        return was.settings["preset"] == self.plan.preset.name and not was.changes({**now, "weights": self.weights})
+        if target not in self._recipes:  # each job may look at the videos of all before it
+            self._recipes[target] = None
+            with suppress(SettingsError, ConfigError):
+                self._recipes[target] = recipe(target)
+        was = self._recipes[target]
+        return was is not None and was.settings["preset"] == self.plan.preset.name and not was.changes(now())
 
 
 def make_all(
@@ -281,7 +279,8 @@ def make_all(
 
     here: of several processes each checks all jobs, so that all agree on the names, and makes its own share.
     """
-    checked = [_tried(checker.check, job) for job in todo]
+    bar = tqdm(todo, "looking at the jobs", delay=2, leave=False)
+    checked = [_tried(checker.check, job) for job in bar]
     for number, (job, ready) in enumerate(zip(todo, checked), 1):
         if (number - 1) % here.count != here.rank:
             continue

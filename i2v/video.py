@@ -78,6 +78,8 @@ def check_output(path: str | Path, overwrite: bool = False, fps: float | None = 
     """
     target = Path(path)
     ending = target.suffix.lower()
+    if not target.name or target.name.lower() in ENDINGS:
+        raise ValueError(f"{target}: there is no name; name a file, such as {target.parent / 'clip.mp4'}")
     if ending not in (*ENDINGS, ""):
         raise ValueError(f"{target}: unknown ending {target.suffix!r}; use {', '.join(ENDINGS)} (a folder of frames)")
     if ending == ".gif" and fps is not None and fps > GIF_MAX_FPS:

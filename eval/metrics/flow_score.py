@@ -46,10 +46,10 @@ def flow_score(frames: NDArray[np.uint8], network: FlowNetwork | None, padded: b
     """
     network = given(network, "FlowScore")
     clip = pictures(frames, f"FlowScore with {network.name}", network.smallest)
-    height, width = clip.shape[-2:]
+    height, width = frames.shape[1:3]
     lengths = []
-    for first, second in tqdm(list(zip(clip[:-1], clip[1:])), desc="FlowScore", leave=False, disable=None):
-        shift = network(pad(first[None])[0], pad(second[None])[0])
+    for n in tqdm(range(len(frames) - 1), desc="FlowScore", leave=False, disable=None):
+        shift = network(pad(clip(n)[None])[0], pad(clip(n + 1)[None])[0])
         shift = shift if padded else unpad(shift, height, width)
         lengths.append(float(shift.double().norm(dim=0).mean()))
     return FlowScore(float(np.mean(lengths)), np.array(lengths), network.name, network.beside_paper)

@@ -29,13 +29,15 @@ def identity(view: View) -> float | None:
     """How like the first frame's object it is: -1 to 1, higher is better, 1 for equal.
 
     At the same pose and on the same pixels as `object_psnr`: the correlation of the colours (each channel's mean taken
-    off) times 1 - delta E / 50 of the mean colours (CIE 1976, not below 0); mean over the frames after the first. It
-    bears blur better than PSNR and changes of kind or colour worse.
+    off; 1 where both objects are of one colour) times 1 - delta E / 50 of the mean colours (CIE 1976, not below 0);
+    mean over the frames after the first. It bears blur better than PSNR and changes of kind or colour worse.
     """
     values = []
     for first, back in _pairs(view):
         a, b = first - first.mean(axis=0), back - back.mean(axis=0)
-        likeness = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-6))
+        size = np.linalg.norm(a) * np.linalg.norm(b)
+        plain = max(np.abs(a).max(), np.abs(b).max()) < 1  # levels: of one colour, which cannot correlate
+        likeness = 1.0 if plain else float((a * b).sum() / (size + 1e-6))
         far = float(np.linalg.norm(_mean_lab(first) - _mean_lab(back)))
         values.append(likeness * max(0.0, 1 - far / COLOUR))
     return float(np.mean(values)) if values else None

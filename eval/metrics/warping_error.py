@@ -74,12 +74,13 @@ def warping_error(frames: NDArray[np.uint8], network: FlowNetwork | None, varian
     if variant == "evalcrafter" and not network.name.startswith("RAFT"):
         raise ValueError(f"WarpingError: 'evalcrafter' is what RAFT makes of pictures in 0..1; with {network.name} "
                          "take the variant 'fixed'")  # fmt: skip
-    clip = half(pictures(frames, f"WarpingError with {network.name}", 2 * network.smallest))
-    shown = clip if variant == "fixed" else clip / 255
+    clip = pictures(frames, f"WarpingError with {network.name}", 2 * network.smallest)
+    levels = 1 if variant == "fixed" else 255  # the published code gives pictures in 0..1
     errors, kept = [], []
-    for n in tqdm(range(len(clip) - 1), desc="WarpingError", leave=False, disable=None):
-        forth, back = network(shown[n], shown[n + 1]), network(shown[n + 1], shown[n])
-        error, share = pair_error(clip[n] / 255, clip[n + 1] / 255, forth, back)
+    for n in tqdm(range(len(frames) - 1), desc="WarpingError", leave=False, disable=None):
+        first, second = (half(clip(k)[None])[0] for k in (n, n + 1))
+        forth, back = network(first / levels, second / levels), network(second / levels, first / levels)
+        error, share = pair_error(first / 255, second / 255, forth, back)
         errors.append(error)
         kept.append(share)
     return WarpingError(float(np.mean(errors)), np.array(errors), np.array(kept), variant, network.name,

@@ -5,6 +5,7 @@ Nothing goes on for ever: only ordinary files are opened, and one is decoded up 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ def _picture(item: Item) -> Iterator[tuple[float, NDArray[np.uint8], float]]:
 def _video(item: Item, only: set[int] | None) -> Iterator[tuple[float, NDArray[np.uint8], float]]:
     limit = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 30_000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 30_000]
     limit += [cv2.CAP_PROP_N_THREADS, 1]  # many files are decoded at once instead
-    capture = cv2.VideoCapture(str(item.path), cv2.CAP_FFMPEG, limit)
+    capture = cv2.VideoCapture(os.path.abspath(item.path), cv2.CAP_FFMPEG, limit)  # "10:30.mp4" is no protocol
     try:
         if not capture.isOpened():
             raise BadClip("unreadable", "cannot be opened as a video; it is cut off, damaged or of an unknown kind")

@@ -73,7 +73,8 @@ def _frames(path: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def _folder(path: Path) -> Iterator[NDArray[np.uint8]]:
-    found = (p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    seen = (p for p in path.iterdir() if not p.name.startswith("."))  # half-written, or macOS's notes on files
+    found = (p for p in seen if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     pictures = sorted(found, key=lambda picture: counted(picture.name))
     if not pictures:
         raise VideoError(f"{path}: no pictures in this folder; give a video or a folder of .png frames")

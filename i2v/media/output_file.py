@@ -35,7 +35,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         if not any(target.iterdir()):
             return
     if os.path.lexists(target) and not overwrite:
-        raise OutputExists(f"{target} already exists; name another file or give --overwrite")
+        raise OutputExists(f"{target} already exists; name another file or give --overwrite (in Python overwrite=True)")
 
 
 def check_place(target: Path) -> None:

@@ -22,6 +22,7 @@ from i2v.models.motion import MotionConfig, add_motion_modules
 from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet, UNetConfig
 from i2v.models.vae import VAE
+from i2v.presets import WEIGHTS
 from i2v.training.networks import Networks, Prediction, changed_schedule, digest
 
 TINY_UNET = UNetConfig(
@@ -66,6 +67,9 @@ def _build(init: Path, parts: Sequence[str], new: Sequence[str], width: int | No
     needed = {"vae.safetensors": "the VAE", load.TEXT_FILES[0]: "the vocabulary", load.TEXT_FILES[1]: "its merges"}
     if "ip_adapter" in parts:
         needed["image_encoder.safetensors"] = "the Content-Adapter's image encoder"
+    if not init.is_dir():
+        raise ConfigError(f"--init {init}: there is no such folder (the current one is {Path.cwd()}); the miniature's "
+                          f"is {WEIGHTS / 'tiny'}")  # fmt: skip
     for name, what in needed.items():
         if not (init / name).is_file():
             raise ConfigError(f"--init {init} has no {name}, {what}; weights/tiny has them all")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,6 +79,12 @@ class Report:
                 target.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises ConfigError for one of `--report` that is not installed: before the work, not after it."""
+    for name in names:
+        _module(name)
 
 
 def _module(name: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from i2v import config
+from i2v import config, presets
 from i2v.config import ConfigError, flag
 from i2v.data.filters import FILTERS
 from i2v.data.styles import STYLES
@@ -108,9 +108,14 @@ class Training:
                      "keep_checkpoints", "stride", "draws", "height", "width"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        for name in ("lr", "lora", "min_snr", "known_noise", "micro_batch", "clips_made"):
+        for name in ("lora", "min_snr", "known_noise", "micro_batch", "clips_made"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
+        for name in ("lr", "warmup", "weight_decay", "threads", "workers", "guidance_scale"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < float("inf"):
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected 0 or more")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise ConfigError(f"--fps {self.fps}: expected more than 0")
         if not self.clip_norm > 0:
             raise ConfigError(f"--clip-norm {self.clip_norm}: expected more than 0; 1e9 clips nothing")
         if unknown := sorted(set(self.report) - set(REPORTS)):
@@ -118,6 +123,7 @@ class Training:
         for name in ("drop_text", "drop_image", "hold_out"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
+        presets.find(self.preset)
         if self.preset != "tiny" and self.data is None and not self.dry_run:
             raise ConfigError(f"--preset {self.preset} learns from your clips: give --data PATH")
         if unknown := sorted(set(self.new) - set(self.parts)):

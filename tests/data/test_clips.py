@@ -98,6 +98,13 @@ def test_a_sample_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     assert len({data.frames(0, k).tobytes() for k in range(12)}) > 4  # starts at random
 
 
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("take:1").mkdir()
+    write(Path("take:1/a.mp4"), moving(0))
+    assert open_dataset("take:1", 16).survey(show=False)["kept"] == 1
+
+
 def test_nothing_but_ordinary_files_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")  # opening it would wait for ever
     (tmp_path / "folder.mp4").mkdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.intervals import bootstrap_interval, paired_interval, wilson_interval
+from eval.intervals import bootstrap_interval, paired_interval, share_interval, wilson_interval
 
 
 @pytest.mark.parametrize(("good", "low", "high"), [(8, 0.4902, 0.9433), (0, 0, 0.2775), (10, 0.7225, 1)])
@@ -52,3 +52,32 @@ def test_nonsense_is_refused() -> None:
         bootstrap_interval([1.0])
     with pytest.raises(ValueError, match="finite"):
         bootstrap_interval([1.0, float("nan")])
+
+
+def test_shares_of_groups() -> None:
+    """Independent outcomes have Wilson's interval; groups that are alike throughout count as one outcome each."""
+    independent = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    names = [str(k) for k in range(10)]
+    low, high = share_interval(independent, names)
+    assert (low, high) == pytest.approx(wilson_interval(6.3, 9)), "the variance over 10 groups has 9 degrees of freedom"
+    fives = share_interval(np.repeat(independent, 5).tolist(), np.repeat(names, 5).tolist())
+    assert fives == pytest.approx((low, high))
+    assert share_interval([1.0] * 50, np.repeat(names, 5).tolist()) == wilson_interval(50, 50)
+    assert share_interval(independent, names, 99)[0] < low
+    with pytest.raises(ValueError, match="two groups"):
+        share_interval([1.0, 0.0], ["a", "a"])
+
+
+def test_shares_of_groups_cover_more_often_than_wilsons() -> None:
+    """Ten pictures under five captions, each picture failing by a chance of its own."""
+    rng, held, plain = np.random.default_rng(0), 0, 0
+    groups = np.repeat(np.arange(10), 5).astype(str).tolist()
+    for _ in range(400):
+        chance = np.where(rng.random(10) < 0.2, 0.3, 1.0)
+        right = (rng.random((10, 5)) < chance[:, None]).astype(float).ravel().tolist()
+        truth = 0.8 + 0.2 * 0.3
+        low, high = share_interval(right, groups)
+        held += low <= truth <= high
+        low, high = wilson_interval(sum(right), 50)
+        plain += low <= truth <= high
+    assert held / 400 > 0.87 > 0.8 > plain / 400

@@ -92,6 +92,13 @@ def test_file_then_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "no such file" in capsys.readouterr().err
 
 
+def test_a_file_from_windows(tmp_path: Path) -> None:
+    """Its editor writes a byte order mark."""
+    path = tmp_path / "c.json"
+    path.write_text('{"steps": 3}', encoding="utf-8-sig")
+    assert config.read(path) == {"steps": 3}
+
+
 def test_base_lies_between_defaults_and_flags() -> None:
     base = {"num_frames": 3, "scale": 2.0}
     assert from_command_line(Example, ["--scale", "4"], "prog", base) == Example(num_frames=3, scale=4.0)

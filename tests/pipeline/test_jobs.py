@@ -110,6 +110,27 @@ def test_a_folder_of_pictures(run: Run, loads: list[int]) -> None:
     assert code == 0 and videos() >= {"out/b_0_2.mp4", "out/c_0_2.mp4"} and len(videos()) == 5
 
 
+def test_hidden_files_are_no_pictures(run: Run) -> None:
+    """macOS's notes on files, and half-written ones."""
+    for name in ("._a.png", ".b.part.png"):
+        Path("in", name).write_bytes(b"no picture")
+    code, out, _ = run("--image", "in", "--output", "out")
+    assert code == 0 and "[3/3]" in out and videos() == {"out/a_0.mp4", "out/b_0.mp4", "out/c_0.mp4"}
+
+
+def test_looking_at_jobs_reads_nothing_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many prompts for one picture, over as many older videos: each of these and the picture are read once."""
+    older = write(*({"prompt": f"left {k}"} for k in range(4)))
+    assert run("--jobs", older, "--image", "in/a.png")[0] == 0 and len(videos()) == 4
+    read: list[str] = []
+    for name in ("recipe", "read_image"):
+        real = getattr(jobs, name)
+        monkeypatch.setattr(jobs, name, lambda path, real=real: read.append(str(path)) or real(path))
+    newer = write(*({"prompt": f"right {k}"} for k in range(4)), name="newer.jsonl")
+    assert run("--jobs", newer, "--image", "in/a.png")[0] == 0 and len(videos()) == 8
+    assert sorted(read) == ["a_0.mp4", "a_0_2.mp4", "a_0_3.mp4", "a_0_4.mp4", "in/a.png"]
+
+
 def test_one_picture_and_many_prompts(run: Run) -> None:
     file = write({"prompt": "left"}, {"prompt": "right"})
     assert run("--jobs", file, "--image", "in/a.png")[0] == 0 and videos() == {"a_0.mp4", "a_0_2.mp4"}

@@ -60,6 +60,8 @@ def test_a_sample_is_its_clip_encoded(toy: Toy, clips: Path, tmp_path: Path) -> 
         assert (batch.latents[number] - posterior.mean).abs().max() > 0
         seen = networks.seen(clip_pixels(frames[0], networks.image_encoder.cfg.image_size))
         assert torch.allclose(batch.image_features[number], seen[0], atol=1e-5)
+    other, _ = streamed(toy, clips, tmp_path, seed=4)
+    assert [other.dataset.sample(k)[0] for k in range(9)] != [data.sample(k)[0] for k in range(9)]
     part = batches.draw(3, 2)
     for name in ("latents", "noise", "timesteps", "image_features"):
         assert torch.allclose(getattr(part, name), getattr(batch, name)[3:5], atol=1e-6)
@@ -157,6 +159,8 @@ def test_published_networks(clips: Path, tmp_path: Path, preset: str, monkeypatc
     networks = published.build_published(cfg)
     captions = ["a red ball moves left 0", ""]
     live = networks.condition(captions, None)
+    unguided = networks.text_encoder("", networks.size, negative=True)
+    assert torch.allclose(live.context[1:], unguided.context, atol=1e-6)
     networks.read_captions(cfg.cache, captions)
     kept = networks.condition(captions, None)
     assert torch.allclose(live.context, kept.context, atol=2e-3) and not torch.equal(live.context[0], live.context[1])

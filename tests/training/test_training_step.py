@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from dataclasses import fields, replace
 from pathlib import Path
@@ -59,6 +60,40 @@ def joined(batches: list[Batch]) -> dict[str, Any]:
 def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
     tensors = [{k: v for k, v in x.items() if isinstance(v, Tensor)} for x in (a, b)]
     return a["captions"] == b["captions"] and same(*tensors)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"workers": -2}, "--workers -2: expected 0 or more"),
+        ({"threads": -3}, "--threads -3: expected 0 or more"),
+        ({"warmup": -5}, "--warmup -5: expected 0 or more"),
+        ({"lr": float("nan")}, "--lr nan: expected 0 or more"),
+        ({"weight_decay": -1.0}, "--weight-decay -1.0: expected 0 or more"),
+        ({"guidance_scale": -3.0}, "--guidance-scale -3.0: expected 0 or more"),
+        ({"fps": 0.0}, "--fps 0.0: expected more than 0"),
+        ({"steps": 0}, "--steps 0: expected at least 1"),
+        ({"clip_norm": 0.0}, "--clip-norm 0.0: expected more than 0"),
+        ({"preset": "tinny"}, "tinny.*known are tiny"),
+        ({"report": ("tensorbord",)}, "--report tensorbord: expected tensorboard or wandb"),
+    ],
+)
+def test_settings_out_of_their_range_are_named_at_once(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train.Training(**changed)
+
+
+def test_what_is_missing_is_told_before_the_clips_are_looked_at(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "open_clips", lambda *_: pytest.fail("the clips were opened"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="--report tensorboard: tensorboard is not installed"):
+        toy.run(tmp_path, report=("tensorboard",))
+    with pytest.raises(
+        ConfigError, match=r"--init absent: there is no such folder .*; the miniature's is /.*weights/tiny"
+    ):
+        toy.run(tmp_path, init=Path("absent"))
 
 
 def test_draws_depend_on_seed_and_sample_alone(toy: Toy, data: WorldLatents, networks: Networks) -> None:

@@ -200,6 +200,9 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown ending '.avi'; use .mp4, .gif, .webp, .png"):
         check_output(tmp_path / "clip.avi")
+    for nameless in (".", "", "/", str(tmp_path / ".gif"), ".mp4"):
+        with pytest.raises(ValueError, match=r"there is no name; name a file, such as .*clip\.mp4"):
+            check_output(nameless)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="is not a folder"):
         check_output(tmp_path / "file" / "clip.mp4")
