@@ -31,6 +31,7 @@ from i2v.hashes import sha256
 from i2v.load import load
 from i2v.media.output_file import write_whole
 from i2v.pipeline import I2VPipeline
+from i2v.request import UnconditionalImage
 
 Video = NDArray[np.uint8]
 ROWS = "rows.jsonl"
@@ -69,6 +70,7 @@ class Variant:
     guidance_end: float = 1.0
     deep_every: int = 1
     int8: bool = False
+    unconditional_image: UnconditionalImage | None = None
 
 
 FLOOR, CEILING = Variant("floor"), Variant("ceiling")
@@ -183,6 +185,7 @@ def _clip(job: Job, bench: Bench) -> Video:
         guidance_scale=variant.guidance_scale, t0=variant.t0, p=variant.p,
         i2v_scale=variant.i2v_scale, ip_scale=variant.ip_scale, guidance_start=variant.guidance_start,
         guidance_end=variant.guidance_end, deep_every=variant.deep_every,
+        unconditional_image=variant.unconditional_image,
     ).frames  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from i2v.config import ConfigError, flag
 from i2v.data.world import WORLDS, WorldConfig
 from i2v.load import header
 from i2v.presets import WEIGHTS, find
+from i2v.request import UnconditionalImage
 
 SHEET_CLIPS = 20
 # what it needs, and its part of the report
@@ -57,6 +58,7 @@ class MiniatureEvaluation:
     world: str | None = flag(None, "level of the procedural world; not given: the one that the weights were trained on")
     steps: int = flag(25, "sampling steps")
     guidance_scale: float | None = flag(None, "guidance; not given: the preset's")
+    unconditional_image: UnconditionalImage | None = flag(None, "picture of the unguided half; not given: the preset's")
     device: str = flag("cpu", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "number format of the networks")
     workers: int = flag(1, "processes that share the work")
@@ -94,7 +96,7 @@ def run(cfg: MiniatureEvaluation) -> None:
     questions = held_out_set(world, cfg.scenes, preset.num_frames, preset.side, cfg.pictures)
     pipe = pipeline(bench)
     guidance = preset.guidance_scale if cfg.guidance_scale is None else cfg.guidance_scale
-    full = Variant("sampled", cfg.steps, guidance, preset.t0, preset.p)
+    full = Variant("sampled", cfg.steps, guidance, preset.t0, preset.p, unconditional_image=cfg.unconditional_image)
     plan = Evaluation(world, pipe, questions, full, {}, cfg.style_lora)
     jobs = {
         (q.scene, q.caption, variant): Job(q, variant)

@@ -69,6 +69,7 @@ def test_a_key_is_all_that_decides_the_pixels() -> None:
         key(replace(job, variant=replace(VARIANT, deep_every=2))),
         key(replace(job, variant=replace(VARIANT, int8=True))),
         key(replace(job, variant=replace(VARIANT, guidance_end=0.5))),
+        key(replace(job, variant=replace(VARIANT, unconditional_image="same"))),
         key(replace(job, question=replace(question, caption="another"))),
         key(replace(job, question=replace(question, seed=99))),
         key(replace(job, question=replace(question, truth=255 - question.truth))),
