@@ -223,6 +223,9 @@ class Facts(Mapping[str, dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.found.result())
 
+    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, dict[str, Any]]]]:
+        return dict, (dict(self),)  # copied and pickled as what was found
+
 
 def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
     """Name and sha256 of every file that the plan uses, the scales of LoRA and how many layers they change, and where

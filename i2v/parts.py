@@ -60,19 +60,22 @@ class PartFile:
 
 
 def save_part(
-    path: Path,
+    path: str | Path,
     part: nn.Module | Mapping[str, nn.Module] | Mapping[str, Tensor],
     config: Any = None,
     *,
     dtype: torch.dtype = torch.float16,
     family: str = "tiny",
+    name: str | None = None,
     **metadata: Any,
 ) -> Path:
     """Write one part, complete or not at all; floating-point tensors are stored as `dtype`.
 
     part: a module, the dict that an `add_...` function returned (path -> module), or tensors by key.
-    config: its frozen dataclass. Other metadata (schedule, recipe, steps, date) are dataclasses or what json can hold.
+    config: its frozen dataclass. name: of the part (unet, controlnet, ...); not given, the file's.
+    Other metadata (schedule, recipe, steps, date) are dataclasses or what json can hold.
     """
+    path = Path(path)
     tensors = {k: v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype) for k, v in flat(part).items()}
     bad = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     if bad:
@@ -80,7 +83,7 @@ def save_part(
             f"{path}: {len(bad)} tensors would hold infinities or NaN as {dtype}, first {bad[0]}, expected finite "
             "numbers; use float32 if they are too large for it"
         )
-    facts = {"family": family, "part": path.stem, "config": config, **metadata}
+    facts = {"family": family, "part": name or path.stem, "config": config, **metadata}
     header = {k: v if isinstance(v, str) else json.dumps(_plain(v)) for k, v in facts.items() if v is not None}
     files.write(path, tensors, header)
     return path

@@ -178,10 +178,10 @@ class I2VPipeline:
         for module in self.unet.modules():
             if isinstance(module, MotionModule):
                 module.scale = request.motion_scale
-        for adapter in self.i2v_adapter.values():
-            adapter.scale = request.i2v_scale
-        for content in self.ip_adapter.values():
-            content.scale = request.ip_scale
+            elif isinstance(module, FirstFrameAttention):
+                module.scale = request.i2v_scale
+            elif isinstance(module, ImageCrossAttention):
+                module.scale = request.ip_scale
 
         # the authors' rounding follows a picture's own shape; the others take the first one's size
         others: Fit = "stretch" if request.fit == "released" else request.fit
@@ -194,12 +194,15 @@ class I2VPipeline:
         drift: dict[str, Any] = {}
         chunks = self.decoded(latents, progress)
         frames = picture.finished(chunks, fitted, request.color_match, request.first_frame, drift)
+        weights = {name: dict(facts) for name, facts in self.weights.items()}
+        if count := sum("_loras" in m.__dict__ for part in (self.unet, self.text_encoder) for m in part.modules()):
+            weights["LoRAs merged in Python"] = {"sha256": "not known", "layers": count}
         settings = {
             "request": config.to_dict(request),
             "preset": self.preset.name,
             "pictures": described(images, pictures, request.loop),
             "controls": [one.facts() for one in maps],
-            "weights": {name: dict(facts) for name, facts in self.weights.items()},
+            "weights": weights,
             "versions": {"i2v-adapter": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "run": {
                 "device": self.device.type,

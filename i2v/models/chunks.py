@@ -33,7 +33,7 @@ def by_rows(function: Callable[..., Tensor], budget: int, *inputs: Tensor, into:
     """
     count, rows = len(inputs[0]), rows_at_once(budget, *inputs)
     if rows >= count:
-        return function(*inputs)
+        return function(*inputs) if into is None else into.copy_(function(*inputs))
     first = function(*(x[:rows] for x in inputs))
     out = empty_rows(first, count) if into is None else into
     out[:rows] = first

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from i2v.models import cpu
 
@@ -84,6 +85,7 @@ class _Again(torch.autograd.Function):
         return function(x)
 
     @staticmethod
+    @once_differentiable  # the gradient's own gradient would be wrong: an error instead
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x = ctx.saved_tensors[0].detach().requires_grad_()
         kind, dtype, enabled = ctx.autocast

@@ -84,8 +84,10 @@ def conv2d(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> Tensor:
     """function(x); what it makes on the way is not kept for the gradient where the modules that it uses are frozen."""
-    used = frozen.applies(x, *(p for m in modules for p in m.parameters()))
-    return frozen.again(function, x) if used else function(x)
+    used = [p for m in modules for p in m.parameters()]
+    # what torch.func.functional_call puts in their place is no Parameter, and gone when the gradient is computed
+    own = all(isinstance(p, nn.Parameter) for p in used)
+    return frozen.again(function, x) if own and frozen.applies(x, *used) else function(x)
 
 
 class Linear(nn.Linear):
@@ -93,6 +95,11 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+def unwatched(layer: nn.Module) -> bool:
+    """Whether a plain layer may be computed past its own call: no hook and no wrapper (PEFT's LoRA) would notice."""
+    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class CastLinear(Linear):
@@ -169,7 +176,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(dim, inner * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if cpu.applies(x):
+        if cpu.applies(x) and unwatched(self.proj):
             return cpu.geglu(x, self.proj.weight, self.proj.bias)
         x, gate = self.proj(x).chunk(2, dim=-1)
         return x * F.gelu(gate)

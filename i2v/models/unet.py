@@ -218,6 +218,9 @@ class Encoder(nn.Module):
         context (R, L, C), image_tokens (R, M, C) or None; R is B (one per clip) or B*F (one per frame), each its own.
         Raises ValueError where image tokens are missing (an IP-Adapter is there) or useless (none is).
         """
+        if context.ndim != 3 or context.shape[2] != self.cfg.context_dim:
+            raise ValueError(f"context {tuple(context.shape)}: expected (R, L, {self.cfg.context_dim}), of a text "
+                             "encoder of this UNet's base")  # fmt: skip
         attentions, slots = self._cross_attentions()
         if bool(slots) != (image_tokens is not None):
             raise ValueError(

@@ -11,7 +11,7 @@ import pytest
 from eval import drawn_path, long_video
 from eval.__main__ import main
 from eval.drawn_path import PATHS, ROWS, STRAIGHT, Clip, distance, drawn
-from i2v.data.world import LEVEL_1, draw_scene, make_clip
+from i2v.data.world import LEVEL_1, WORLDS, draw_scene, make_clip
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -58,6 +58,19 @@ def test_drift_of_a_clip_that_fades() -> None:
     assert likeness[0] > 0.99 and likeness[-1] < 0.6
 
 
+def test_motion_is_no_drift() -> None:
+    """True clips in which an object moves, bounces or spins: their quarters are those of no model's faults."""
+    for level, motion in (("level_1", "moves left"), ("level_3", "spins clockwise")):
+        world = WORLDS[level]
+        index = next(k for k in range(400) if draw_scene(world, "val", k).motion == motion)
+        clip = make_clip(world, "val", index, 33, camera="")
+        quarters = long_video.measured(clip.frames, clip.mask)
+        assert max(q["colour"] for q in quarters) < 0.6 and min(q["identity"] for q in quarters) > 0.75, (
+            level,
+            quarters,
+        )
+
+
 def test_table_of_long_videos() -> None:
     rows = [
         {"scene": scene, "way": way, "quarter": quarter, "colour": bad * quarter, "identity": 1 - 0.1 * bad * quarter}
@@ -65,6 +78,7 @@ def test_table_of_long_videos() -> None:
     ]  # fmt: skip
     lines = long_video.table(rows).splitlines()
     assert "4.00 [4.00, 4.00]" in lines[3] and lines[4].endswith(" -4.00 [-4.00, -4.00] |")
+    assert " -1.00 [-1.00, -1.00] |" in lines[4], "every quarter has its own"
     assert lines[7].endswith(" +0.40 [+0.40, +0.40] |")
 
 

@@ -39,6 +39,20 @@ def test_the_unet_under_a_budget(norms: str, budget: int) -> None:
     assert apart(run(unet, budget, given, num_frames=FRAMES), plain) < 1e-5
 
 
+def test_many_clips_under_every_budget() -> None:
+    """A budget may hold what is computed of one clip, and not all clips: it is cut at one place and not at another."""
+    unet, given = complete(), inputs(clips=5)
+    plain = run(unet, 0, given, num_frames=FRAMES)
+    for budget in range(2000, 130_000, 4000):
+        assert apart(run(unet, budget, given, num_frames=FRAMES), plain) < 1e-5, budget
+
+
+def test_a_result_is_put_where_it_is_wanted() -> None:
+    x, out = torch.arange(6.0).view(3, 2), torch.zeros(3, 2)
+    for budget in (0, 8, 16, 1000):
+        assert torch.equal(by_rows(lambda t: t + 1, budget, x, into=out.zero_()), out) and torch.equal(out, x + 1)
+
+
 @pytest.mark.parametrize("anchor", [0, 1, 2])
 def test_every_anchor_with_several_blocks_a_transformer(anchor: int) -> None:
     """The blocks of a chunk without the anchor frame use the keys that each of them made of it."""

@@ -161,3 +161,59 @@ def test_bfloat16_attention_keeps_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
         assert mine.dtype == torch.bfloat16
         errors = [float((x - truth).square().mean().sqrt()) for x in (mine, other)]
         assert 0 < errors[0] < 1.25 * errors[1]
+
+
+class Forward(torch.nn.Module):
+    """Norm and feed-forward, frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.ff = torch.nn.LayerNorm(8), layers.FeedForward(8)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ff(x, self.norm)
+
+
+def test_weights_that_are_put_in_for_one_call_make_its_gradient() -> None:
+    """torch.func.functional_call: when the gradient is computed the module's own are back in their place."""
+    torch.manual_seed(0)
+    forward = Forward()
+    other = {name: p.detach() * 1.3 for name, p in forward.named_parameters()}
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    (swapped,) = torch.autograd.grad(torch.func.functional_call(forward, other, (x,)).square().sum(), x)
+    forward.load_state_dict(other)
+    (held,) = torch.autograd.grad(forward(x).square().sum(), x)
+    assert torch.allclose(swapped, held, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_a_gradient_is_refused() -> None:
+    """What is computed again knows nothing of it: an error is better than a wrong number."""
+    forward = Forward()
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    (first,) = torch.autograd.grad(forward(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentia"):
+        torch.autograd.grad(first.square().sum(), x)
+
+
+@torch.no_grad()
+def test_hooks_and_wrappers_see_a_layer_that_is_computed_past_its_call() -> None:
+    """The same with and without gradients: PEFT's LoRA must act where it was trained."""
+    geglu = layers.GEGLU(8, 16)
+    x = torch.randn(2, 5, 8)
+    plain = geglu(x)
+    hook = geglu.proj.register_forward_hook(lambda module, given, out: out * 0)
+    assert not geglu(x).any()
+    hook.remove()
+    assert torch.equal(geglu(x), plain)
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, base: torch.nn.Linear) -> None:
+            super().__init__()
+            self.base, self.weight, self.bias = base, base.weight, base.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + 1
+
+    geglu.proj = Wrapped(geglu.proj)  # type: ignore[assignment]
+    assert (geglu(x) - plain).abs().max() > 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from i2v.models.lora import TrainedLoRA
 from i2v.models.vae import VAE, Posterior
 from i2v.pipeline import I2VPipeline
 from i2v.presets import released_settings
+from i2v.replay import Recipe
 from i2v.request import Request
 from weights_convert.write_lora import write_lora
 
@@ -72,6 +74,55 @@ def test_same_seed_same_bits_and_every_setting_acts(make: Make) -> None:
         other = make(**change)
         assert other.shape != first.shape or not np.array_equal(first, other), f"{change} changed nothing"
     assert np.array_equal(first, make()), "a run left something behind in the pipeline"
+
+
+def test_scales_act_on_the_adapters_that_are_in_the_unet(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
+    """Also where these are not the ones that were loaded."""
+    loaded = pipe.unet
+    try:
+        pipe.unet = copy.deepcopy(loaded)
+        videos = {
+            name: pipe(photo, "a red ball", steps=2, num_frames=4, **{name: 0.0}).frames.tobytes()
+            for name in ("i2v_scale", "ip_scale", "motion_scale")
+        }
+        videos["full"] = pipe(photo, "a red ball", steps=2, num_frames=4).frames.tobytes()
+    finally:
+        pipe.unet = loaded
+    assert (
+        len(set(videos.values())) == 4
+        and videos["full"] == pipe(photo, "a red ball", steps=2, num_frames=4).frames.tobytes()
+    )
+
+
+def test_a_lora_that_is_merged_in_python_is_in_the_settings(
+    pipe: I2VPipeline, photo: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    lora = TrainedLoRA(pipe.unet, ["*.attn1.to_q"], 2, torch.Generator())
+    base = base_of({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
+    assert base is not None
+    write_lora(tmp_path / "a.safetensors", {"unet": lora.pairs()}, base)
+    before = pipe(photo, "a cat", steps=1, num_frames=2).settings
+    merged = merge({"unet": pipe.unet}, tmp_path / "a.safetensors")
+    during = pipe(photo, "a cat", steps=1, num_frames=2).settings
+    count = merged.count["unet"]
+    merged.remove()
+    assert "LoRAs merged in Python" not in before["weights"]
+    assert during["weights"]["LoRAs merged in Python"]["layers"] == count > 0
+    (line,) = Recipe(tmp_path, during).changes(before)
+    assert "weights of LoRAs merged in Python are others" in line
+    assert pipe(photo, "a cat", steps=1, num_frames=2).settings == before
+
+
+def test_a_pipeline_can_be_copied(pipe: I2VPipeline, photo: NDArray[np.uint8]) -> None:
+    twin = copy.deepcopy(pipe)
+    one, two = (p(photo, "a cat", steps=1, num_frames=2) for p in (pipe, twin))
+    assert np.array_equal(one.frames, two.frames) and one.settings == two.settings
+
+
+def test_a_text_of_another_width_is_named(pipe: I2VPipeline) -> None:
+    x = torch.zeros(2, pipe.unet.cfg.latent_channels, 8, 8)
+    with pytest.raises(ValueError, match=r"context \(1, 4, 768\): expected \(R, L, \d+\), of a text encoder"):
+        pipe.unet(x, torch.zeros(1), torch.zeros(1, 4, 768), num_frames=2)
 
 
 def test_frame_0_is_the_vae_s_picture_or_yours(pipe: I2VPipeline, photo: NDArray[np.uint8], make: Make) -> None:
