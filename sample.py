@@ -73,7 +73,10 @@ def parse(argv: Sequence[str] | None) -> tuple[SampleConfig, replay.Recipe | Non
     from_dict(SampleConfig, base, f"--from {cfg.from_}")
     if cfg.release:
         base |= presets.released_settings()
-    return (from_command_line(SampleConfig, argv, "sample.py", base) if base else cfg), recipe
+    made = from_command_line(SampleConfig, argv, "sample.py", base) if base else cfg
+    if recipe is not None and base.get("fit") == "released" != made.fit:  # its side means nothing to another fit
+        made = from_command_line(SampleConfig, argv, "sample.py", {**base, **recipe.size()})
+    return made, recipe
 
 
 def run(argv: Sequence[str] | None = None) -> int:

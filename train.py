@@ -25,6 +25,7 @@ from tqdm import tqdm
 from i2v import config
 from i2v.config import ConfigError
 from i2v.data.dataset import Dataset
+from i2v.data.folders import DataError
 from i2v.device import autocast, own_device, pick_device, training_dtype
 from i2v.diffusion.losses import denoising_loss, min_snr_weight
 from i2v.free_memory import keep_freed_memory
@@ -160,7 +161,12 @@ def train(cfg: Training, run: Processes) -> int:
             began, step = time.monotonic(), state.step
             rate = learning_rate(step, peak=cfg.lr, warmup=cfg.warmup, steps=cfg.steps, decay=cfg.decay)
             optimizer.param_groups[0]["lr"] = rate
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except DataError:  # no clip can be read any more: what was learnt is kept
+                if run.first and saved < state.step:
+                    state.save()
+                raise
             parts = batch.parts(cfg.micro_batch or len(batch))
             for number, part in enumerate(parts, 1):  # their gradients add up to that of the whole batch
                 with averaging(number == len(parts)):

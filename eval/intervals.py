@@ -30,7 +30,8 @@ def share_interval(outcomes: Sequence[float], groups: Sequence[str], percent: fl
 
         (variance of the share over groups) / (share (1 - share) / n), at least 1.
 
-    Where all outcomes are alike it cannot be told, and 1 is taken. Raises ValueError for fewer than two groups.
+    Where all outcomes are alike it cannot be told, and each group counts as one outcome. Raises ValueError for fewer
+    than two groups.
     """
     array = np.asarray(outcomes, np.float64)
     _, member = np.unique(list(groups), return_inverse=True)
@@ -40,7 +41,7 @@ def share_interval(outcomes: Sequence[float], groups: Sequence[str], percent: fl
     share = float(array.mean())
     apart = np.bincount(member, array) - share * sizes
     between = len(sizes) / (len(sizes) - 1) * float((apart**2).sum()) / count
-    effect = max(between / (share * (1 - share)), 1.0) if 0 < share < 1 else 1.0
+    effect = max(between / (share * (1 - share)), 1.0) if 0 < share < 1 else count / len(sizes)
     trials = max(count / effect, 1.0)
     return wilson_interval(share * trials, trials, NormalDist().inv_cdf(0.5 + percent / 200))
 

@@ -151,8 +151,9 @@ def paired(models: Mapping[str, Sequence[Measured]], shown_columns: Sequence[Col
             common = [scene for scene in ours if scene in theirs]
             counts.append(len(common))
             mine, other = ([side[scene] for scene in common] for side in (ours, theirs))
-            alike = column.share and mine == other  # then nothing is drawn that differs, whatever the truth is
-            if len(common) < least(percent) or alike:
+            enough = len(common) >= least(percent)
+            alike = enough and column.share and mine == other  # nothing is drawn that differs, whatever the truth is
+            if alike or not enough:
                 cells.append(f"{0:+.{column.digits}f}" if alike else NONE)
                 continue
             middle = (sum(mine) - sum(other)) / len(common)

@@ -44,8 +44,11 @@ class Video:
 def is_video(path: Path) -> bool:
     """A file with a video's ending, or a folder of frames."""
     if path.is_dir():
-        endings = {inside.suffix.lower() for inside in path.iterdir()}
-        return bool(endings & FRAMES) and not endings & FILES and not _videos_below(path)
+        files = [inside for inside in path.iterdir() if not inside.name.startswith(".")]
+        endings = {inside.suffix.lower() for inside in files}
+        frames = [inside.stem for inside in files if inside.suffix.lower() in FRAMES]
+        numbered = len(frames) > 1 and all(stem[-1:].isdigit() for stem in frames)
+        return bool(frames) and not endings & FILES and (numbered or not _videos_below(path))
     return path.suffix.lower() in FILES
 
 
@@ -55,8 +58,10 @@ def _videos_in(folder: Path) -> list[Path]:
 
 
 def _videos_below(folder: Path) -> bool:
-    """Whether folders in it hold videos or frames: then pictures beside these folders are no frames."""
-    below = (file for inside in folder.iterdir() if inside.is_dir() for file in inside.rglob("*"))
+    """Whether folders in it hold videos or frames: then pictures beside these folders, if their names do not count on,
+    are no frames. Folders of systems (.thumbs, @eaDir) do not count."""
+    inner = (path for path in folder.iterdir() if path.is_dir() and path.name[0] not in ".@")
+    below = (file for path in inner for file in path.rglob("*"))
     return any(file.suffix.lower() in FILES | FRAMES for file in below)
 
 

@@ -34,13 +34,17 @@ class Recipe:
         request = {**made["request"], **self._released_side()}
         return {**request, **run, **made.get("files", {}), "preset": made["preset"], "image": self.images()}
 
+    def size(self) -> dict[str, int]:
+        """As it was made, where another fit than the recorded one is asked for."""
+        return {name: self.settings["request"][name] for name in ("height", "width")}
+
     def _released_side(self) -> dict[str, int | None]:
         """A height that fit "released" rounds to the recorded size: it does not round that size to itself."""
         request, first = self.settings["request"], min(self.settings["pictures"], key=lambda one: one["frame"])
         if request.get("fit") != "released" or not {"height", "width"} <= first.keys():
             return {}
         size = request["height"], request["width"]
-        near = range(max(min(size) - 32, 33), min(size) + 33)
+        near = sorted(range(max(min(size) - 32, 33), min(size) + 33), key=lambda side: abs(side - min(size)))
         sides = (side for side in near if released_size(first["height"], first["width"], side) == size)
         return {"height": next(sides, min(size)), "width": None}
 

@@ -7,6 +7,7 @@ before, of the number of processes, or of which bad files are known already.
 from __future__ import annotations
 
 import shlex
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,9 @@ from i2v.data.folders import BadClip, DataError, Item, Listing, kind_inside, und
 from i2v.data.latents import cores
 
 REMEMBERED = 10_000  # scans kept in memory, about 10 kB each
-TRIES = 100  # bad files in a row after which a sample gives up: something is wrong with the data
+TRIES = 100  # draws of a sample among bad files, after which it takes the next good one
+WALK = 10_000  # bad files in a row after which it gives up: something is wrong with the data
+PAUSES = (1, 10, 60, 300, 600)  # seconds: a disk that is away for a while does not end a run
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -130,16 +133,29 @@ class Dataset:
     def sample(self, number: int) -> tuple[int, NDArray[np.uint8]]:
         """(item, its clip (F, height, width, 3) uint8 RGB) for sample `number` of a run; bad items are passed over.
 
-        Raises `DataError` when `TRIES` items in a row are bad.
+        Where no file is there at all it waits for the disk. Raises `DataError` when too many items in a row are bad.
         """
-        for place in noise.uniform(self.seed, "item", [number], 0, (TRIES,))[0].tolist():
-            index = int(place * len(self))
-            try:
-                return index, self.frames(index, number)
-            except BadClip as error:
-                last = f"{self.items[index].name}: {error}"
+        drawn = [
+            int(place * len(self)) for place in noise.uniform(self.seed, "item", [number], 0, (TRIES,))[0].tolist()
+        ]
+        order = [*drawn, *((drawn[-1] + k) % len(self) for k in range(1, min(len(self), WALK) + 1))]
+        for pause in (*PAUSES, 0):
+            away = True
+            for index in order:
+                try:
+                    return index, self.frames(index, number)
+                except BadClip as error:
+                    last = f"{self.items[index].name}: {error}"
+                    if error.reason == "missing":  # for now
+                        self.bad.pop(self.items[index].name, None)
+                    away &= error.reason == "missing"
+            if not away:
+                break
+            if pause:
+                tqdm.write(f"{self.listing.path}: none of {len(order)} clips is there; trying again in {pause} s")
+                time.sleep(pause)
         raise DataError(
-            f"{self.listing.path}: {TRIES} clips tried for sample {number}, none can be used (the last: {last}); "
+            f"{self.listing.path}: {len(order)} clips tried for sample {number}, none can be used (the last: {last}); "
             f"`{self.check}` says why"
         )
 

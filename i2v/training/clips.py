@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from i2v.data.cache import EncodedClips, encoded_folder
 from i2v.data.dataset import Dataset, open_dataset
+from i2v.data.folders import DataError
 from i2v.models.tokenizer import Tokenizer
 from i2v.training.networks import Clips, Networks
 from i2v.training.settings import Training
@@ -81,21 +83,29 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
 
 def _streamed(cfg: Training, dataset: Dataset, networks: Networks) -> RunClips:
     """All that is not held out as a dataset, to be decoded sample by sample."""
-    items = [item for item in dataset.items if item.fault is None]
+    kinds = ("video", "picture") if cfg.num_frames == 1 else ("video",)  # a picture is no clip
+    items = [item for item in dataset.items if item.fault is None and item.kind in kinds]
     held = held_out_of([item.name for item in items], cfg.hold_out)
     words = f"{dataset.listing.path}: {dataset.listing.kind}, {len(dataset):,} listed, read while training"
     words += _of_captions([item.caption for item in items], networks.tokenizer)
+    chosen = set(held)
+    learnt, measured = [item for k, item in enumerate(items) if k not in chosen], None
     if held:
-        chosen = set(held)
-        learnt = [item for k, item in enumerate(items) if k not in chosen]
-        words += f"\n{len(learnt):,} files to learn from, {len(held):,} held out"
-    else:
-        learnt, held = items, list(range(min(len(items), LOOKED_AT_OF_ALL)))
-        words += f"\n{NONE_HELD_OUT}"
-    train, measured = dataset.only(learnt, cfg.seed), dataset.only([items[k] for k in held])
-    clips = encoded_folder(cfg.cache, measured, networks.encode, networks.vae_id)
+        with suppress(DataError):  # all bad
+            measured = encoded_folder(
+                cfg.cache, dataset.only([items[k] for k in held]), networks.encode, networks.vae_id
+            )
+            words += f"\n{len(learnt):,} files to learn from, {len(held):,} held out"
+    at = range(0, len(learnt), LOOKED_AT_OF_ALL)
+    while measured is None:  # those of the first files that can be used
+        some = dataset.only(learnt[at[0] : at[0] + LOOKED_AT_OF_ALL])
+        at = at[1:]
+        with suppress(DataError) if at else nullcontext():
+            measured = encoded_folder(cfg.cache, some, networks.encode, networks.vae_id)
+            words += f"\n{NONE_HELD_OUT}"
+    train = dataset.only(learnt, cfg.seed)
     about = (f"{item.name}\n{item.caption}" for item in items)
-    return RunClips(train, clips, words, _identity(["read while training", str(cfg.hold_out), *about]), dataset.bad)
+    return RunClips(train, measured, words, _identity(["read while training", str(cfg.hold_out), *about]), dataset.bad)
 
 
 def _identity(lines: Iterable[str]) -> str:

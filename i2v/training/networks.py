@@ -185,7 +185,9 @@ class Networks:
         size = 0 if self.image_encoder is None else self.image_encoder.cfg.image_size
         dropped = [k for k, picture in enumerate(pictures) if picture is None]
         shown = torch.stack([torch.zeros(3, size, size) if picture is None else picture for picture in pictures])
-        made = torch.cat([self.seen(part) for part in shown.split(PICTURES)])
+        parts = [self.seen(part) for part in shown.split(PICTURES)]
+        with torch.autocast(self.device.type, enabled=False):  # which joins no float16 where it is for bfloat16
+            made = torch.cat(parts)
         if dropped and self.unconditional_image == "zero-embedding":
             made[dropped] = 0
         return made

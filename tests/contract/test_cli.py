@@ -240,6 +240,8 @@ def test_a_video_of_the_released_rounding_keeps_its_size(run: Run) -> None:
     assert code == 0 and "made as recorded" in out and read_video(Path("two.mp4")).shape[1:3] == (64, 128)
     code, out, _ = run("--from", "one.mp4", "--height", "140", "--output", "three.mp4")
     assert code == 0 and read_video(Path("three.mp4")).shape[1:3] == (128, 192), "a new height acts alone"
+    code, out, _ = run("--from", "one.mp4", "--fit", "cover", "--output", "four.mp4")
+    assert code == 0 and read_video(Path("four.mp4")).shape[1:3] == (64, 128), "another fit, the size that it had"
 
 
 def test_from_and_release_together(run: Run) -> None:

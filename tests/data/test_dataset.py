@@ -106,8 +106,41 @@ def test_a_file_that_is_damaged_after_its_scan(tmp_path: Path) -> None:
 def test_nothing_but_bad_files_ends_with_a_message(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(b"<html>")
-    with pytest.raises(DataError, match=r"100 clips tried for sample 3, none can be used .*i2v.data check"):
+    with pytest.raises(DataError, match=r"102 clips tried for sample 3, none can be used .*i2v.data check"):
         open_dataset(tmp_path, 16).sample(3)
+
+
+def test_one_good_clip_among_many_bad_ones_is_found(tmp_path: Path) -> None:
+    """By whatever sample: a hundred draws may all be bad."""
+    for number in range(150):
+        (tmp_path / f"{number:03}.mp4").write_bytes(b"<html>")
+    write(tmp_path / "good.mp4", moving(0))
+    data = open_dataset(tmp_path, 16, size=32)
+    assert {data.items[data.sample(k)[0]].name for k in range(40)} == {"good.mp4"}
+
+
+def test_a_disk_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for, and nothing is set aside for good."""
+    folder, away, slept = tmp_path / "clips", tmp_path / "away", list[float]()
+    for number in range(5):
+        write(folder / f"{number}.mp4", moving(number))
+    data = open_dataset(folder, 16, size=32)
+    before = [data.sample(k)[0] for k in range(6)]
+    folder.rename(away)
+
+    def back(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            away.rename(folder)
+
+    monkeypatch.setattr(dataset.time, "sleep", back)
+    assert [data.sample(k)[0] for k in range(6)] == before and slept == [1, 10] and not data.quarantine
+    folder.rename(away)
+    slept.clear()
+    monkeypatch.setattr(dataset.time, "sleep", slept.append)
+    with pytest.raises(DataError, match=r"105 clips tried .*missing"):
+        data.sample(0)
+    assert slept == list(dataset.PAUSES)
 
 
 def test_unknown_filter() -> None:

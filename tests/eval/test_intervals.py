@@ -62,10 +62,19 @@ def test_shares_of_groups() -> None:
     assert (low, high) == pytest.approx(wilson_interval(6.3, 9)), "the variance over 10 groups has 9 degrees of freedom"
     fives = share_interval(np.repeat(independent, 5).tolist(), np.repeat(names, 5).tolist())
     assert fives == pytest.approx((low, high))
-    assert share_interval([1.0] * 50, np.repeat(names, 5).tolist()) == wilson_interval(50, 50)
+    assert share_interval([1.0] * 50, np.repeat(names, 5).tolist()) == pytest.approx(wilson_interval(10, 10))
     assert share_interval(independent, names, 99)[0] < low
     with pytest.raises(ValueError, match="two groups"):
         share_interval([1.0, 0.0], ["a", "a"])
+
+
+@pytest.mark.parametrize(("share", "groups"), [(0.8, 6), (0.95, 20), (0.98, 50)])
+def test_shares_of_groups_that_are_alike_throughout_are_covered(share: float, groups: int) -> None:
+    rng, names = np.random.default_rng(1), np.repeat(np.arange(groups), 5).astype(str).tolist()
+    bounds = [
+        share_interval(np.repeat(rng.random(groups) < share, 5).astype(float).tolist(), names) for _ in range(300)
+    ]
+    assert sum(low <= share <= high for low, high in bounds) / 300 > 0.88
 
 
 def test_shares_of_groups_cover_more_often_than_wilsons() -> None:

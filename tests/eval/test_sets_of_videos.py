@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_a_stray_picture_makes_no_folder_of_frames(tmp_path: Path) -> None:
     assert [p.name for p in found([str(tmp_path / "videos" / "frames")])["frames"]] == ["c", "d"]
 
 
+@pytest.mark.parametrize("inner", ["@eaDir/t.jpg", ".thumbs/t.jpg", "depth/frame_0000.png"])
+def test_folders_inside_a_folder_of_frames(tmp_path: Path, inner: str) -> None:
+    """Thumbnails of a file server, or depth maps beside the frames: it stays the video that it was."""
+    for k in range(3):
+        write_video(tmp_path / "m" / f"v{k}.png", np.stack([texture(j) for j in range(3)]), 8)
+    other = tmp_path / "m" / "v1" / inner
+    other.parent.mkdir()
+    cv2.imwrite(str(other), texture(0))
+    assert [p.name for p in found([str(tmp_path / "m")])["m"]] == ["v0", "v1", "v2"]
+    assert [p.name for p in found([str(tmp_path / "m" / "v1")])["m"]] == ["v1"]
+
+
 def test_a_video_of_one_frame_is_refused_by_name(tmp_path: Path) -> None:
     write_video(tmp_path / "a.webp", texture(0)[None], 8)
     with pytest.raises(ConfigError, match=r"a\.webp: one frame is no video"):
@@ -150,6 +163,9 @@ def test_a_paired_share_without_a_difference_has_no_interval() -> None:
     column = Column("motion_right", "motion right", digits=2, share=True)
     same = {model: shares([[1.0], [0.0], *[[1.0]] * 8], model) for model in ("a", "b")}
     other = {"a": same["a"], "b": shares([[1.0]] * 10, "b")}
+    apart = {"a": same["a"], "b": [replace(m, video=replace(m.video, scene=f"another {k}"))
+                                   for k, m in enumerate(same["b"])]}  # fmt: skip
+    assert report.paired(apart, [column]) is None, "nothing was compared"
     assert report.paired(same, [column]).rows[0][2] == "+0.00"  # type: ignore[union-attr]
     assert "[" in report.paired(other, [column]).rows[0][2]  # type: ignore[union-attr]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import planted
 import pytest
@@ -18,9 +21,10 @@ from i2v import noise
 from i2v.config import ConfigError
 from i2v.data import dataset
 from i2v.data.dataset import Dataset
+from i2v.data.folders import DataError
 from i2v.picture import clip_pixels, to_tensor
 from i2v.training import checkpoint, published, validation
-from i2v.training.clips import open_clips
+from i2v.training.clips import held_out_of, open_clips
 from i2v.training.networks import Networks
 from i2v.training.streamed import StreamedBatches
 
@@ -136,6 +140,48 @@ def test_two_processes_learn_what_one_learns(toy: Toy, clips: Path, root: Path, 
     assert pair.keys() == alone.keys() and max(apart.values()) < 1e-5, "another sample moves a weight by 1e-3"
 
 
+def test_a_run_whose_files_vanish_is_saved(
+    toy: Toy, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(clips, tmp_path / "clips")
+    prepared = StreamedBatches.prepared
+
+    def vanish(self: StreamedBatches, first: int, count: int) -> Any:
+        if first == 6:
+            (tmp_path / "clips").rename(tmp_path / "away")
+        return prepared(self, first, count)
+
+    monkeypatch.setattr(StreamedBatches, "prepared", vanish)
+    monkeypatch.setattr(dataset, "PAUSES", ())
+    with pytest.raises(DataError, match="none can be used"):
+        toy.run(tmp_path / "out", **OWN, data=tmp_path / "clips", cache=tmp_path / "cache", save_every=100)
+    assert [path.name for path in checkpoint.complete(tmp_path / "out")] == ["step-000003"]
+
+
+@pytest.mark.parametrize("hold_out", [0.0, 0.3])
+def test_validation_where_the_chosen_files_are_bad(
+    toy: Toy, tmp_path: Path, hold_out: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are no clips; and where all that is held out is bad, validation measures on what is learnt from."""
+    monkeypatch.setattr("i2v.training.clips.LOOKED_AT_OF_ALL", 2)
+    names = [f"{number}.mp4" for number in range(9)]
+    held = {names[k] for k in held_out_of(names, hold_out)} or set(names[:4])
+    for number, name in enumerate(names):
+        if name in held:
+            (tmp_path / name).write_text("<html>404")
+        else:
+            planted.write(tmp_path / name, planted.moving(number, 12))
+        cv2.imwrite(str(tmp_path / f"0_{number}.png"), planted.moving(number, 1)[0])
+    cfg = toy.config(**OWN | {"hold_out": hold_out}, data=tmp_path, cache=tmp_path / "cache")
+    found = open_clips(cfg, toy.build(cfg))
+    assert "none is held out" in found.words and len(found.held_out) in (1, 2)
+    assert all(item.kind == "video" for item in found.train.items)  # type: ignore[union-attr]
+    for item in found.train.items:  # type: ignore[union-attr]
+        item.path.write_text("<html>404")
+    with pytest.raises(DataError, match="none of its"):
+        open_clips(toy.config(**OWN | {"hold_out": hold_out}, data=tmp_path, cache=tmp_path / "2"), toy.build(cfg))
+
+
 @pytest.mark.parametrize("changed", [{"data": None}, {"draws": 2}])
 def test_what_does_not_go_together(toy: Toy, clips: Path, changed: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--stream reads --data, every sample from a start of its own"):
@@ -143,7 +189,10 @@ def test_what_does_not_go_together(toy: Toy, clips: Path, changed: dict[str, Any
 
 
 @pytest.mark.parametrize("preset", ["i2v-sd15", "i2v-sdxl"])
-def test_published_networks(clips: Path, tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_published_networks(
+    clips: Path, tmp_path: Path, preset: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The encoders stay beside the UNet, and tell of captions what is kept of them else."""
     small_published.use(monkeypatch)
     monkeypatch.setattr(validation, "TIMESTEPS", (800,))
@@ -151,12 +200,12 @@ def test_published_networks(clips: Path, tmp_path: Path, preset: str, monkeypatc
     monkeypatch.setattr(published.PublishedNetworks, "rest", lambda networks: rested.append(1))
     cfg = train.Training(
         preset=preset, models=small_published.write(tmp_path / "models", preset), data=clips, out=tmp_path / "out",
-        cache=tmp_path / "cache", fps=8, num_frames=4, height=32, width=64, batch=2, steps=2, dtype="float32",
+        cache=tmp_path / "cache", fps=8, num_frames=4, height=32, width=64, batch=2, steps=2, dtype=dtype,
         threads=1, validate_every=2, save_every=2, hold_out=0.3, clips_made=1, device="cpu", stream=True,
     )  # fmt: skip
     assert train.train(cfg, train.Processes()) == 0 and not rested
     assert (cfg.out / "clips" / "step-000002-0.webp").is_file()
-    networks = published.build_published(cfg)
+    networks = published.build_published(replace(cfg, dtype="float32"))
     captions = ["a red ball moves left 0", ""]
     live = networks.condition(captions, None)
     unguided = networks.text_encoder("", networks.size, negative=True)
