@@ -217,3 +217,16 @@ def test_hooks_and_wrappers_see_a_layer_that_is_computed_past_its_call() -> None
 
     geglu.proj = Wrapped(geglu.proj)  # type: ignore[assignment]
     assert (geglu(x) - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_hooks_fire_where_the_docs_say(gradients: bool) -> None:
+    unet, silent = complete(), set[str]()
+    for name, module in unet.named_modules():
+        if name and not isinstance(module, torch.nn.ModuleList | torch.nn.Identity):
+            silent.add(name)
+            module.register_forward_hook(lambda module, given, out, name=name: silent.discard(name))
+    with torch.set_grad_enabled(gradients):
+        unet(**inputs(), num_frames=FRAMES)
+    kinds = {"downsampler" if ".downsamplers." in name else name.split(".")[-1] for name in silent}
+    assert kinds <= {"attn1", "attn2", "downsampler", "i2v_adapter", "ip_adapter"}, silent
