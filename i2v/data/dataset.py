@@ -25,7 +25,7 @@ from i2v.data.filters import FILTERS, frames_from, starts, thresholds
 from i2v.data.folders import BadClip, DataError, Item, Listing, kind_inside, understand
 from i2v.data.latents import cores
 
-REMEMBERED = 10_000  # scans kept in memory, about 10 kB each
+REMEMBERED = 2**27  # bytes of scans kept in memory: 10 kB for a short clip, 400 for one of ten minutes
 TRIES = 100  # draws of a sample among bad files, after which it takes the next good one
 WALK = 10_000  # bad files in a row after which it gives up: something is wrong with the data
 PAUSES = (1, 10, 60, 300, 600)  # seconds: a disk that is away for a while does not end a run
@@ -57,6 +57,7 @@ class Dataset:
     keep: tuple[str, ...] = ()
     bad: dict[str, dict[str, Any]] = field(default_factory=dict)
     _plans: dict[int, Plan] = field(default_factory=dict, repr=False)
+    _held: int = field(default=0, repr=False)  # bytes of these
 
     def __len__(self) -> int:
         """Items listed, the bad ones among them."""
@@ -69,7 +70,7 @@ class Dataset:
     def only(self, items: list[Item], seed: int | None = None) -> Dataset:
         """Some of its items. What one of both sets aside the other knows. seed: another one, where it is given."""
         seed = self.seed if seed is None else seed
-        return replace(self, listing=replace(self.listing, items=items), seed=seed, _plans={})
+        return replace(self, listing=replace(self.listing, items=items), seed=seed, _plans={}, _held=0)
 
     @property
     def rules(self) -> str:
@@ -106,8 +107,11 @@ class Dataset:
         except BadClip as error:
             self.set_aside(index, error)
             raise
-        if len(self._plans) < REMEMBERED:
+        self._held += (size := made.times.nbytes + made.starts.nbytes)
+        if self._held < REMEMBERED:
             self._plans[index] = made
+        else:
+            self._held -= size
         return made
 
     def set_aside(self, index: int, error: BadClip) -> None:
@@ -121,12 +125,14 @@ class Dataset:
 
         Raises `BadClip` and sets the item aside when it cannot be used.
         """
-        plan, item = self.plan(index), self.items[index]
+        known, plan, item = index in self._plans, self.plan(index), self.items[index]
         place = float(noise.uniform(self.seed, f"start of {item.name!a}", [draw], 0, ())[0])
         start, end = plan.starts[int(place * len(plan.starts))]
         try:
             return read_frames(item, frames_from(plan.times, start, end, self.timing), self.height, self.width)
         except BadClip as error:
+            if known and self._plans.pop(index, None) is not None:  # the file may be another one than was scanned
+                return self.frames(index, draw)
             self.set_aside(index, error)
             raise
 

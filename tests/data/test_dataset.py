@@ -103,6 +103,25 @@ def test_a_file_that_is_damaged_after_its_scan(tmp_path: Path) -> None:
     assert [entry["reason"] for entry in data.quarantine] == ["empty"]
 
 
+def test_a_file_that_is_replaced_by_another_good_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", moving(0, 40))
+    data = open_dataset(tmp_path, 16, size=32)
+    before = {data.frames(0, draw).tobytes() for draw in range(6)}
+    write(path, moving(1, 18))
+    after = {data.frames(0, draw).tobytes() for draw in range(6)}
+    assert not data.quarantine and not before & after
+
+
+def test_scans_are_kept_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        write(tmp_path / f"{number}.mp4", moving(number))
+    data = open_dataset(tmp_path, 16, size=32)
+    one = data.plan(0)
+    monkeypatch.setattr(dataset, "REMEMBERED", 3 * (one.times.nbytes + one.starts.nbytes) + 1)
+    drawn = [data.frames(k, 0).tobytes() for k in range(6)]
+    assert len(data._plans) == 3 and drawn == [data.frames(k, 0).tobytes() for k in range(6)]
+
+
 def test_nothing_but_bad_files_ends_with_a_message(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(b"<html>")
