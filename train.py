@@ -156,6 +156,15 @@ def train(cfg: Training, run: Processes) -> int:
                 report.row({"step": state.step, **row})
             except (RuntimeError, OSError) as error:  # again: the training itself goes on
                 tqdm.write(f"no validation of step {state.step}: {error}; see --validate-every, --clips-made 0")
+
+        def keep() -> None:
+            """Saves what the newest checkpoint lacks, unless it is spoilt."""
+            if run.first and saved < state.step:
+                if since:
+                    finite_mean(since, len(parts), state.step)
+                finite_gradient(norm, scaler, state.step)
+                state.save()
+
         batches = data.of_steps(state.step, cfg.steps, run.rank, run.count)
         while state.step < cfg.steps and not run.any(bool(stopped)):
             began, step = time.monotonic(), state.step
@@ -164,8 +173,7 @@ def train(cfg: Training, run: Processes) -> int:
             try:
                 batch = next(batches)
             except DataError:  # no clip can be read any more: what was learnt is kept
-                if run.first and saved < state.step:
-                    state.save()
+                keep()
                 raise
             parts = batch.parts(cfg.micro_batch or len(batch))
             for number, part in enumerate(parts, 1):  # their gradients add up to that of the whole batch
@@ -209,11 +217,7 @@ def train(cfg: Training, run: Processes) -> int:
                     report.draw()
         if state.step < cfg.steps:  # stopped, by a signal that may have reached another process alone
             with run.first_one_first():  # the others wait: where one has ended, torchrun ends the rest
-                if run.first and saved < state.step:
-                    if since:
-                        finite_mean(since, len(parts), state.step)
-                    finite_gradient(norm, scaler, state.step)
-                    state.save()
+                keep()
         batches.close()
     if state.step < cfg.steps:
         say(run, f"stopped by a signal at step {state.step}; the same command goes on from here")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
-import numpy as np
-
 from i2v.config import ConfigError
 from i2v.jobs import PICTURES
 from i2v.media.clip_file import counted
 from i2v.picture import Fit
-from i2v.replay import Recipe, recipe
+from i2v.replay import Recipe, recipe, sha256_of
 from i2v.video import PictureError, SettingsError, read_image
 
 FILES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".gif", ".webp"}
@@ -205,7 +202,7 @@ def _video(model: str, path: Path, pictures: Mapping[str, Path], usual: Fit, see
 def _holds(file: Path, sha256: str) -> bool:
     """Whether these are the picture's pixels."""
     try:
-        return hashlib.sha256(np.ascontiguousarray(read_image(file)).tobytes()).hexdigest() == sha256
+        return sha256_of(read_image(file)) == sha256
     except PictureError:
         return False
 

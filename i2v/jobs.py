@@ -223,7 +223,8 @@ class Checker:
     def check(self, job: Job) -> Ready:
         """Raises ValueError or OSError that says what is wrong with the job's pictures, settings or output."""
         plan = self.plan
-        pictures = {frame: self._read(path) for frame, path in job.images.items()}  # named before they are counted
+        read = self._read if self.skip else read_image  # of a single job nothing is kept
+        pictures = {frame: read(path) for frame, path in job.images.items()}  # named before they are counted
         images = job.request.known(job.images, plan.preset)
         known = job.request.known(pictures, plan.preset)
         motion, vae = plan.parts["motion"].config, plan.parts["vae"].config
@@ -259,6 +260,10 @@ class Checker:
         check_output(target, self.overwrite, request.fps)
         return Ready(job, request, target, instead=(name for name in names if name.resolve() not in self.taken))
 
+    def forget(self) -> None:
+        """Lets go of the pictures, which may be large, before the long work."""
+        self._read.cache_clear()
+
     def _made(self, target: Path, now: Callable[[], Mapping[str, Any]]) -> bool:
         """Whether `target` is the video that the job of these settings would make."""
         if not self.skip or not target.exists():
@@ -281,6 +286,7 @@ def make_all(
     """
     bar = tqdm(todo, "looking at the jobs", delay=2, leave=False)
     checked = [_tried(checker.check, job) for job in bar]
+    checker.forget()
     for number, (job, ready) in enumerate(zip(todo, checked), 1):
         if (number - 1) % here.count != here.rank:
             continue

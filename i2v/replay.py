@@ -119,6 +119,11 @@ def recipe(path: Path) -> Recipe:
     return Recipe(path, settings)
 
 
+def sha256_of(picture: Picture) -> str:
+    """Of its pixels, whatever the file's format."""
+    return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
 def described(
     images: Mapping[int, str | Path | Picture], pictures: Mapping[int, Picture], loop: bool
 ) -> list[dict[str, Any]]:
@@ -133,7 +138,7 @@ def described(
             "file": str(images[frame]) if isinstance(images[frame], (str, Path)) else None,
             "height": pictures[frame].shape[0],
             "width": pictures[frame].shape[1],
-            "sha256": hashlib.sha256(np.ascontiguousarray(pictures[frame]).tobytes()).hexdigest(),
+            "sha256": sha256_of(pictures[frame]),
         }
         for frame in given
     ]

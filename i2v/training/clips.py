@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from i2v.data.cache import EncodedClips, encoded_folder
 from i2v.data.dataset import Dataset, open_dataset
-from i2v.data.folders import DataError
+from i2v.data.folders import DataError, Item
 from i2v.models.tokenizer import Tokenizer
 from i2v.training.networks import Clips, Networks
 from i2v.training.settings import Training
@@ -83,8 +83,7 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
 
 def _streamed(cfg: Training, dataset: Dataset, networks: Networks) -> RunClips:
     """All that is not held out as a dataset, to be decoded sample by sample."""
-    kinds = ("video", "picture") if cfg.num_frames == 1 else ("video",)  # a picture is no clip
-    items = [item for item in dataset.items if item.fault is None and item.kind in kinds]
+    items = [item for item in dataset.items if item.fault is None]
     held = held_out_of([item.name for item in items], cfg.hold_out)
     words = f"{dataset.listing.path}: {dataset.listing.kind}, {len(dataset):,} listed, read while training"
     words += _of_captions([item.caption for item in items], networks.tokenizer)
@@ -96,16 +95,26 @@ def _streamed(cfg: Training, dataset: Dataset, networks: Networks) -> RunClips:
                 cfg.cache, dataset.only([items[k] for k in held]), networks.encode, networks.vae_id
             )
             words += f"\n{len(learnt):,} files to learn from, {len(held):,} held out"
-    at = range(0, len(learnt), LOOKED_AT_OF_ALL)
-    while measured is None:  # those of the first files that can be used
-        some = dataset.only(learnt[at[0] : at[0] + LOOKED_AT_OF_ALL])
-        at = at[1:]
-        with suppress(DataError) if at else nullcontext():
-            measured = encoded_folder(cfg.cache, some, networks.encode, networks.vae_id)
-            words += f"\n{NONE_HELD_OUT}"
+    if measured is None:
+        measured = _first_usable(cfg, dataset, learnt, networks)
+        words += f"\n{NONE_HELD_OUT}"
     train = dataset.only(learnt, cfg.seed)
     about = (f"{item.name}\n{item.caption}" for item in items)
     return RunClips(train, measured, words, _identity(["read while training", str(cfg.hold_out), *about]), dataset.bad)
+
+
+def _first_usable(cfg: Training, dataset: Dataset, items: list[Item], networks: Networks) -> EncodedClips:
+    """Some of the items, encoded: the first `LOOKED_AT_OF_ALL` of which one can be used. Raises DataError for none."""
+
+    def encoded(at: int) -> EncodedClips:
+        some = dataset.only(items[at : at + LOOKED_AT_OF_ALL])
+        return encoded_folder(cfg.cache, some, networks.encode, networks.vae_id)
+
+    *starts, last = range(0, max(len(items), 1), LOOKED_AT_OF_ALL)
+    for at in starts:
+        with suppress(DataError):
+            return encoded(at)
+    return encoded(last)
 
 
 def _identity(lines: Iterable[str]) -> str:

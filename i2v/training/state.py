@@ -44,7 +44,7 @@ class State:
         tensors |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
         tensors |= {f"optim.{k}": v for k, v in optimizer_tensors(self.optimizer, self.trained).items()}
         facts = {"seconds": self.seconds, "processes": self.processes, "config": config.to_dict(self.cfg)}
-        bad = {"quarantine": [self.bad[name] for name in sorted(self.bad)]}
+        bad = {"quarantine": [entry for _, entry in sorted(self.bad.items())]}  # in one step, as `Dataset.quarantine`
         facts |= {"scaler": self.scaler.state_dict(), "clips": self.clips | bad}
         checkpoint.save(self.cfg.out, self.step, tensors, facts, keep=self.cfg.keep_checkpoints)
 

@@ -61,10 +61,8 @@ def test_the_authors_release(folder: Path, capsys: pytest.CaptureFixture[str]) -
         assert [line for line in out.splitlines() if line.split()[:1] == [part] and f"{count:,}" in line], part
 
 
-def test_a_diffusers_folder_and_modules_of_one_s_own_choice(
-    folder: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    base = folder / "stable-diffusion-v1-5"
+def diffusers_folder(base: Path, manifest: Manifest) -> None:
+    """Stable Diffusion 1.5 as diffusers publishes it, in shapes alone."""
     for part, published, name in (
         ("unet", "sd15_diffusers_unet", "diffusion_pytorch_model"),
         ("vae", "sd15_diffusers_vae_old_names", "diffusion_pytorch_model"),
@@ -72,6 +70,13 @@ def test_a_diffusers_folder_and_modules_of_one_s_own_choice(
     ):
         sparse(base / part / f"{name}.safetensors", manifest(published)["tensors"])
     (base / "model_index.json").write_text("{}")
+
+
+def test_a_diffusers_folder_and_modules_of_one_s_own_choice(
+    folder: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = folder / "stable-diffusion-v1-5"
+    diffusers_folder(base, manifest)
     tensors = manifest("mm_sd_v15_v2")["tensors"]
     sparse(folder / "mm.ckpt", {k: v for k, v in tensors.items() if "pos_encoder" not in k})
     clip = str(folder / "e/f.safetensors")
@@ -86,13 +91,7 @@ def test_a_diffusers_folder_and_modules_of_one_s_own_choice(
 def test_a_whole_diffusers_folder_counts_more_than_a_file_in_it(manifest: Manifest, tmp_path: Path) -> None:
     """As a clone of the published repository has both; a file elsewhere is another model."""
     base, wanted = tmp_path / "clone", PRESETS["i2v-sd15"].needs[0]
-    for part, published, name in (
-        ("unet", "sd15_diffusers_unet", "diffusion_pytorch_model"),
-        ("vae", "sd15_diffusers_vae_old_names", "diffusion_pytorch_model"),
-        ("text_encoder", "sd15_diffusers_text_encoder", "model"),
-    ):
-        sparse(base / part / f"{name}.safetensors", manifest(published)["tensors"])
-    (base / "model_index.json").write_text("{}")
+    diffusers_folder(base, manifest)
     single = manifest("sd15_single_file_emaonly")["tensors"]
     sparse(base / "v1-5-pruned.safetensors", single)
     found, _ = Library(tmp_path).find(wanted)

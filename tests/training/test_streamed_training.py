@@ -27,6 +27,7 @@ from i2v.training import checkpoint, published, validation
 from i2v.training.clips import held_out_of, open_clips
 from i2v.training.networks import Networks
 from i2v.training.streamed import StreamedBatches
+from i2v.video import write_video
 
 OWN: dict[str, Any] = {"fps": 8.0, "height": 64, "width": 64, "hold_out": 0.0, "clips_made": 0, "stream": True}
 
@@ -175,11 +176,25 @@ def test_validation_where_the_chosen_files_are_bad(
     cfg = toy.config(**OWN | {"hold_out": hold_out}, data=tmp_path, cache=tmp_path / "cache")
     found = open_clips(cfg, toy.build(cfg))
     assert "none is held out" in found.words and len(found.held_out) in (1, 2)
-    assert all(item.kind == "video" for item in found.train.items)  # type: ignore[union-attr]
     for item in found.train.items:  # type: ignore[union-attr]
         item.path.write_text("<html>404")
     with pytest.raises(DataError, match="none of its"):
         open_clips(toy.config(**OWN | {"hold_out": hold_out}, data=tmp_path, cache=tmp_path / "2"), toy.build(cfg))
+
+
+def test_a_table_of_nothing_but_bad_rows_is_told(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file_name,caption\nhttps://a/b.mp4,a\n,b\n")
+    cfg = toy.config(**OWN, data=tmp_path / "t.csv", cache=tmp_path / "cache")
+    with pytest.raises(DataError, match="none of its 0 clips can be used"):
+        open_clips(cfg, toy.build(cfg))
+
+
+def test_an_animation_is_a_clip_as_with_a_cache(toy: Toy, tmp_path: Path) -> None:
+    """Its ending is a picture's."""
+    for number in range(2):
+        write_video(tmp_path / f"{number}.gif", planted.moving(number, 12), 8)
+    batches, _ = streamed(toy, tmp_path, tmp_path / "cache")
+    assert {batches.dataset.sample(k)[0] for k in range(12)} == {0, 1}
 
 
 @pytest.mark.parametrize("changed", [{"data": None}, {"draws": 2}])
