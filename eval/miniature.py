@@ -137,7 +137,8 @@ def about(e: Evaluation, answers: list[Answer]) -> str:
     v = e.full
     return (f"{len(sampled)} sampled clips of {e.pipe.preset.num_frames} frames; {v.steps} steps, guidance "
             f"{v.guidance_scale:g}, t0 {v.t0:g}, p {v.p:g} where nothing else is said. Brackets are 95 % intervals: "
-            "Wilson's for shares, the bootstrap's over pictures for means.")  # fmt: skip
+            "of means the bootstrap's over pictures, of shares Wilson's for as many clips as independent ones would "
+            "tell as much (where all are alike, for as many as there are pictures).")  # fmt: skip
 
 
 def facts(cfg: MiniatureEvaluation, e: Evaluation, answers: list[Answer]) -> dict[str, Any]:

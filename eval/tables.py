@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.intervals import bootstrap_interval, paired_interval, wilson_interval
+from eval.intervals import bootstrap_interval, paired_interval, share_interval
 from i2v.config import ConfigError, write_text
 
 NONE = "-"
@@ -16,7 +16,7 @@ END = "<!-- end of table -->"
 
 @dataclass(frozen=True)
 class Sample:
-    """What one clip says in a table. scene: clips of one picture are drawn together by the bootstrap.
+    """What one clip says in a table. scene: clips of one picture are not independent of each other.
 
     values: measurements by name, None where one has no meaning; "motion_right" and "camera_right" are bool.
     """
@@ -95,16 +95,15 @@ def _line(cells: Sequence[str]) -> str:
 def estimate(samples: Sequence[Sample], column: Column) -> tuple[float, float, float] | None:
     """Mean, low and high of the clips that have this measurement; None where fewer than two scenes have it.
 
-    A share has Wilson's interval over clips; a mean the bootstrap's over scenes.
+    A share has Wilson's interval for as many clips as independent ones would tell as much; a mean the bootstrap's,
+    over scenes.
     """
     have = [s for s in samples if s.values.get(column.name) is not None]
     if len({s.scene for s in have}) < 2:
         return None
-    values = [float(s.values[column.name]) for s in have]
-    mean = sum(values) / len(values)
-    if column.share:
-        return mean, *wilson_interval(round(sum(values)), len(values))
-    return mean, *bootstrap_interval(values, groups=[s.scene for s in have])
+    values, scenes = [float(s.values[column.name]) for s in have], [s.scene for s in have]
+    interval = share_interval(values, scenes) if column.share else bootstrap_interval(values, groups=scenes)
+    return sum(values) / len(values), *interval
 
 
 def difference(samples: Sequence[Sample], reference: Sequence[Sample], name: str

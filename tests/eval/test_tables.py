@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.intervals import wilson_interval
+from eval.intervals import share_interval, wilson_interval
 from eval.tables import (
     COLUMNS,
     NONE,
@@ -40,7 +40,12 @@ def samples(shift: float = 0.0, missing: bool = False) -> list[Sample]:
 
 def test_shares_have_wilson_means_the_bootstrap_over_pictures() -> None:
     share = estimate(samples(), COLUMNS["motion_right"])
-    assert share == (0.8, *wilson_interval(24, 30))
+    assert share == pytest.approx((0.8, *wilson_interval(24, 30))), "failures apart: clips are as good as independent"
+    together = [Sample(s.scene, {"motion_right": s.scene not in ("picture 3", "picture 7")}) for s in samples()]
+    few = estimate(together, COLUMNS["motion_right"])
+    names = [s.scene for s in together]
+    assert few == (0.8, *share_interval([float(s.values["motion_right"]) for s in together], names))
+    assert few[1] < wilson_interval(24, 30)[0] - 0.1, "failures of whole pictures: ten outcomes, not thirty"
     mean = estimate(samples(), COLUMNS["similarity_psnr"])
     assert mean is not None and mean[1] < mean[0] < mean[2]
     alone = [Sample(f"{i}", s.values) for i, s in enumerate(samples())]
