@@ -40,7 +40,8 @@ class SampleConfig(ModelFiles, Request):
 
     image: tuple[str, ...] = flag((), "the picture that the video begins with; PATH@FRAME: of another frame, -1 is the "
                                   "last; several or a folder: a video of each", "-i", "--first-frame-path",
-                                  "--image-path", "--input", "--input-image", "--img")  # fmt: skip
+                                  "--image-path", "--input", "--input-image", "--img",
+                                  group="picture and video")  # fmt: skip
     jobs: Path | None = flag(None, "a video for each line of this file: json with image, prompt, output, ...")
     output: Path | None = flag(None, "the video: .mp4, .gif, .webp or a folder of .png; not given: <image>_<seed>.mp4; "
                                "of several videos their folder", "-o", "--out", "--output-path", "--save-path",
@@ -49,7 +50,7 @@ class SampleConfig(ModelFiles, Request):
     release: bool = flag(False, "every setting as in the authors' script, but for those that you give")
     from_: Path | None = flag(None, "make this video again, from the settings inside it; other flags change them")
     check: bool = flag(False, "tell which weight files are found, missing, and fit together; make nothing")
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, mps", group="the machine")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = flag("auto", "number format of the networks",
                                                                     "--precision")  # fmt: skip
     best_of: int = flag(1, "make the video with this many seeds, from --seed on, rank them and name their faults")

@@ -41,7 +41,7 @@ ENCODERS = {("linear", 1024): "CLIP ViT-H/14", ("linear", 1280): "CLIP ViT-bigG/
 class ModelFiles:
     """Which model, and files in place of its parts."""
 
-    preset: str = flag("tiny", "the model", "--model")
+    preset: str = flag("tiny", "the model", "--model", group="the model")
     weights: Path | None = flag(None, "a folder with one file per part, as train.py writes it")
     models: Path | None = flag(None, "a folder in which the preset's published files are looked for", "--models-dir")
     base: tuple[Path, ...] = flag((), "base model: UNet, VAE, text encoder; of several files the last that holds a "

@@ -20,15 +20,19 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from i2v.media.output_file import write_whole
 
 C = TypeVar("C")
+ALIKE = 0.6  # how much a word must be like another to be taken for a slip, 0 .. 1
 
 
 class ConfigError(ValueError):
     """A setting that the user can put right; the text says what was given, what was expected and what to do."""
 
 
-def flag(default: Any, help_text: str, *aliases: str) -> Any:
-    """A dataclass field with its help text; aliases are flag names of other projects, accepted but not listed."""
-    return dataclasses.field(default=default, metadata={"help": help_text, "aliases": aliases})
+def flag(default: Any, help_text: str, *aliases: str, group: str = "") -> Any:
+    """A dataclass field with its help text; aliases are flag names of other projects, accepted but not listed.
+
+    group: a heading of `--help`, for this flag and those after it.
+    """
+    return dataclasses.field(default=default, metadata={"help": help_text, "aliases": aliases, "group": group})
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
@@ -44,7 +48,7 @@ def _spell(name: str) -> str:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1, 0.5)
+    near = difflib.get_close_matches(word, known, 1, ALIKE)
     return f", did you mean {near[0]}?" if near else ""
 
 
@@ -135,10 +139,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser(cls: type, prog: str | None) -> _Parser:
     # argument_default=SUPPRESS: only flags that were given appear, so that they alone override --config
     about = (cls.__doc__ or "").split("\n\n")[0]
-    parser = _Parser(prog=prog, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(prog=prog, usage="%(prog)s FLAGS", description=about, allow_abbrev=False,
+                     argument_default=argparse.SUPPRESS)  # fmt: skip
     parser.add_argument("--config", type=Path, metavar="FILE", help="json with any of the settings below")
-    hints = get_type_hints(cls)
-    for f in dataclasses.fields(cls):
+    hints, group = get_type_hints(cls), parser._optionals
+    # a program's own flags first, then those that it shares with others
+    for f in sorted(dataclasses.fields(cls), key=lambda f: f.name not in cls.__annotations__):
         kind, optional = _kind(hints[f.name])
         unset = f.default is dataclasses.MISSING or (optional and f.default is None)
         shown = "" if unset or f.default in ((), "") else f" (default {f.default})"
@@ -152,7 +158,9 @@ def _parser(cls: type, prog: str | None) -> _Parser:
             options |= {"type": get_args(kind)[0], "nargs": "+", "action": "extend", "metavar": "VALUE"}
         else:
             options |= {"type": kind, "metavar": {Path: "FILE", str: "TEXT"}.get(kind, "N")}
-        parser.add_argument(_spell(f.name), **options)
+        if f.metadata.get("group"):
+            group = parser.add_argument_group(f.metadata["group"])
+        group.add_argument(_spell(f.name), **options)
     return parser
 
 
@@ -172,8 +180,10 @@ def _canonical(argv: Sequence[str], cls: type, parser: _Parser) -> list[str]:
         wanted = "-" * (len(name) - len(name.lstrip("-"))) + name.lstrip("-").replace("_", "-")
         found = known.get(wanted) or aliases.get(wanted)
         if found is None:
-            near = difflib.get_close_matches(wanted, [*known, *aliases], 1, 0.5)
-            hint = f", did you mean {known.get(near[0]) or aliases[near[0]]}?" if near else "; --help lists them all"
+            words = {word.lstrip("-"): flag for word, flag in (aliases | known).items()
+                     if wanted.startswith("--no-") or not word.startswith("--no-")}  # fmt: skip
+            near = difflib.get_close_matches(wanted.lstrip("-"), words, 1, ALIKE)
+            hint = f", did you mean {words[near[0]]}?" if near else "; --help lists them all"
             parser.error(f"there is no flag {name}{hint}")
         out.append(found + equals + value)
     return out

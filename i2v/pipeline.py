@@ -142,14 +142,17 @@ class I2VPipeline:
 
         Several pictures are given by frame number, -1 for the last: `{0: "a.png", -1: "b.png"}`. The first one is what
         the I2V-Adapter and the Content-Adapter see, and decides about the size.
-        None stands for the preset's value. The meaning and range of each argument is told in `i2v.request.Request`.
+        None stands for the preset's value. `i2v.request.Request` has the meaning and range of each argument.
         Raises ConfigError for a value out of its range, before anything is computed.
         """
         request = Request(
-            prompt, negative_prompt, seed, steps, guidance_scale, guidance_start, guidance_end, deep_every, num_frames,
-            window, window_overlap, window_anchor, fps, height, width, fit, sampler, t0, p, motion_scale, i2v_scale,
-            ip_scale, color_match, first_frame, posterior, unconditional_image, loop,
-            tuple(control), control_scale, control_start, control_end, control_first_frame,
+            prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=guidance_scale,
+            guidance_start=guidance_start, guidance_end=guidance_end, deep_every=deep_every, num_frames=num_frames,
+            window=window, window_overlap=window_overlap, window_anchor=window_anchor, fps=fps, height=height,
+            width=width, fit=fit, sampler=sampler, t0=t0, p=p, motion_scale=motion_scale, i2v_scale=i2v_scale,
+            ip_scale=ip_scale, color_match=color_match, first_frame=first_frame, posterior=posterior,
+            unconditional_image=unconditional_image, loop=loop, control=tuple(control), control_scale=control_scale,
+            control_start=control_start, control_end=control_end, control_first_frame=control_first_frame,
         )  # fmt: skip
         return self.run(image, request, progress)
 

@@ -27,7 +27,7 @@ WHOLE = ("seed", "steps", "num_frames", "height", "width")
 class Request:
     """Settings of one video. None stands for the preset's value; `resolved` puts it in."""
 
-    prompt: str = flag("", "what the video shows and how it moves", "-p", "--text")
+    prompt: str = flag("", "what the video shows and how it moves", "-p", "--text", group="what is asked")
     negative_prompt: str = flag("", "what it must not show", "-n", "--neg-prompt", "--n-prompt")
     seed: int = flag(0, "same seed, same video", "--global-seed", "--random-seed", "--base-seed")
     steps: int = flag(25, "denoising steps", "--num-inference-steps", "--ddim-steps", "--sample-steps",
@@ -39,7 +39,8 @@ class Request:
     deep_every: int = flag(1, "compute the UNet's inner levels at every n-th step only, an approximation: sooner",
                            "--cache-interval")  # fmt: skip
     num_frames: int | None = flag(None, "length in frames, the first is the picture", "-l", "--length", "--frames",
-                                  "--video-length", "--frame-num", "--video-frames", "--n-frames")  # fmt: skip
+                                  "--video-length", "--frame-num", "--video-frames", "--n-frames",
+                                  group="length and size")  # fmt: skip
     window: int | None = flag(None, "frames that the network sees at once, in a video of more than that; not given: as "
                               "trained, where it is longer than the network knows", "--context-length",
                               "--context-frames")  # fmt: skip
@@ -50,9 +51,12 @@ class Request:
     width: int | None = flag(None, "pixels; not given: chosen from the picture's aspect", "-ws", "--W")
     fit: Fit = flag("cover", "cover: fill and crop the centre; released: the authors' rounding of both sides",
                     "--resize-mode")  # fmt: skip
-    sampler: Sampler = flag("ddim", "the loop that integrates the noise away", "--scheduler", "--sampling-method")
-    t0: float | None = flag(None, "where denoising starts, in (0, 1]: lower keeps more of the picture, moves less")
-    p: float | None = flag(None, "share of the picture's detail kept in the start, 0 to 1 (Eq. 7)")
+    sampler: Sampler = flag("ddim", "the loop that integrates the noise away; euler is ddim", "--scheduler",
+                            "--sampling-method")  # fmt: skip
+    t0: float | None = flag(None, "where denoising starts, in (0, 1]: lower keeps more of the picture, moves less",
+                            group="how near to the picture")  # fmt: skip
+    p: float | None = flag(None, "share of the picture's detail kept in the start, 0 to 1 (Eq. 7; the paper's text "
+                           "says 1 - p)")  # fmt: skip
     motion_scale: float = flag(1.0, "strength of the motion modules; 0: frames see only the first one")
     i2v_scale: float = flag(1.0, "strength of the I2V-Adapter, 0 switches it off")
     ip_scale: float = flag(1.0, "strength of the picture's content tokens", "--ip-adapter-scale")
@@ -67,7 +71,8 @@ class Request:
 
     loop: bool = flag(False, "the last frame is the first picture again")
     control: tuple[str, ...] = flag((), "TYPE=PATH or TYPE=PATH:SCALE: a picture, folder, pattern or clip that steers, "
-                                    "one for all frames or for each; type canny: edges are drawn here")  # fmt: skip
+                                    "one for all frames or for each; type canny: edges are drawn here",
+                                    group="control pictures, for a ControlNet")  # fmt: skip
     control_scale: float = flag(1.0, "strength of all --control", "--controlnet-conditioning-scale")
     control_start: float = flag(0.0, "share of the steps after which they act", "--control-guidance-start")
     control_end: float = flag(1.0, "share of the steps up to which they act", "--control-guidance-end")

@@ -22,24 +22,6 @@ class Condition:
     scale: float = 1.0
 
 
-def weights(conditions: Sequence[Condition]) -> dict[str, float]:
-    """The factor of each condition's prediction in the guided one; they sum to 1, those that are 0 are left out.
-
-    Guided is p_0 + s_1 (p_1 - p_0) + s_2 (p_2 - p_1): with the chain [nothing; text and image] the usual guidance,
-    with [nothing; image; text and image] separate scales for image and text. A scale below 1 counts as 1: then the
-    later prediction alone takes part.
-
-    Raises:
-        ValueError: there is no condition or two have one name.
-    """
-    names = [condition.name for condition in conditions]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"conditions: expected one or more with different names, got {names}")
-    scales = [1.0, *(max(1.0, condition.scale) for condition in conditions[1:]), 0.0]
-    factors = {name: here - later for name, here, later in zip(names, scales, scales[1:])}
-    return {name: factor for name, factor in factors.items() if factor != 0}
-
-
 def guide(
     predict: Callable[..., Tensor],
     conditions: Sequence[Condition],
@@ -47,7 +29,10 @@ def guide(
     join: Callable[[Sequence[Any]], Any] | None = None,
     at: Collection[int] | None = None,
 ) -> Callable[..., Tensor]:
-    """A model for the samplers that returns one guided prediction.
+    """A model for the samplers that returns one guided prediction, p_0 + s_1 (p_1 - p_0) + s_2 (p_2 - p_1) ...
+
+    With the chain [negative; positive] that is the usual guidance; with [nothing; image; text and image] image and text
+    have scales of their own. A scale below 1 counts as 1: the later prediction alone takes part.
 
     Args:
         predict: (x, t, inputs, ...) -> prediction of x's shape; x holds the known frames too. For joined inputs, that
@@ -62,8 +47,13 @@ def guide(
         (x, t, ...) -> guided prediction, float32; what follows t is handed on to `predict`. Conditions without a part
         in it do not run: two of them at a scale of at most 1 cost one call on one batch.
     """
-    factors = weights(conditions)
-    active = [condition for condition in conditions if condition.name in factors]
+    names = [condition.name for condition in conditions]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"conditions: expected one or more with different names, got {names}")
+    scales = [1.0, *(max(1.0, condition.scale) for condition in conditions[1:]), 0.0]
+    # where two neighbours' scales are equal, the first one's prediction cancels: it does not run
+    chain = [(c, scale) for c, scale, later in zip(conditions, scales, scales[1:]) if scale != later]
+    active = [condition for condition, _ in chain]
     joined = join([condition.inputs for condition in active]) if join is not None and len(active) > 1 else None
 
     def model(x: Tensor, t: int, *about: Any) -> Tensor:
@@ -73,11 +63,9 @@ def guide(
             parts = predict(x, t, joined, *about).float().chunk(len(active))
         else:
             parts = tuple(predict(x, t, condition.inputs, *about).float() for condition in active)
-        # From the weakest upwards, as differences: equal predictions give back the prediction itself.
-        total, reach = parts[0], 1.0
-        for before, part, condition in zip(parts, parts[1:], active):
-            reach -= factors[condition.name]
-            total = total + reach * (part - before)
+        total = parts[0]
+        for before, part, (_, scale) in zip(parts, parts[1:], chain[1:]):
+            total = total + scale * (part - before)
         return total
 
     return model

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -40,7 +41,7 @@ Callback = Callable[[int, int, Tensor], None]
 """Called as (step, t, x) after each step, t being the timestep that it started from and x the new state."""
 
 
-def ddim(
+def sample(
     model: Model,
     x: Tensor,
     schedule: Schedule,
@@ -48,9 +49,10 @@ def ddim(
     *,
     noise: Noise | None = None,
     eta: float = 0.0,
+    second_order: bool = False,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DDIM (Song et al., 2010.02502), the release's sampler with eta 0; eta 1 is ancestral (DDPM) sampling.
+    """The loop of all samplers, see the head of this file; as it stands it is DDIM.
 
     Args:
         model: see `Model`.
@@ -58,6 +60,7 @@ def ddim(
         timesteps: descending, e.g. `schedule.timesteps(25)` or its end.
         noise: see `Noise`; needed where eta > 0.
         eta: share of new noise, 0 .. 1.
+        second_order: D from the last two x_0 (DPM-Solver++ 2M).
         callback: see `Callback`.
 
     Returns:
@@ -68,81 +71,6 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}: expected 0 (deterministic) .. 1 (ancestral)")
-    return _integrate(model, x, schedule, timesteps, noise, eta, False, callback)
-
-
-def euler(
-    model: Model,
-    x: Tensor,
-    schedule: Schedule,
-    timesteps: Tensor | Sequence[int],
-    *,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Euler's method on x / alpha (Karras et al., 2206.00364); arguments as `ddim`, `noise` is not used."""
-    return _integrate(model, x, schedule, timesteps, noise, 0.0, False, callback)
-
-
-def euler_ancestral(
-    model: Model,
-    x: Tensor,
-    schedule: Schedule,
-    timesteps: Tensor | Sequence[int],
-    *,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """Euler's method with as much new noise as DDPM's posterior has; arguments as `ddim`."""
-    return _integrate(model, x, schedule, timesteps, noise, 1.0, False, callback)
-
-
-def dpmpp_2m(
-    model: Model,
-    x: Tensor,
-    schedule: Schedule,
-    timesteps: Tensor | Sequence[int],
-    *,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """DPM-Solver++ 2M (Lu et al., 2211.01095); arguments as `ddim`, `noise` is not used."""
-    return _integrate(model, x, schedule, timesteps, noise, 0.0, True, callback)
-
-
-def dpmpp_2m_sde(
-    model: Model,
-    x: Tensor,
-    schedule: Schedule,
-    timesteps: Tensor | Sequence[int],
-    *,
-    noise: Noise | None = None,
-    callback: Callback | None = None,
-) -> Tensor:
-    """DPM-Solver++ 2M on the reverse SDE; arguments as `ddim`."""
-    return _integrate(model, x, schedule, timesteps, noise, 1.0, True, callback)
-
-
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "ddim": ddim,
-    "euler": euler,
-    "euler_ancestral": euler_ancestral,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-}
-
-
-def _integrate(
-    model: Model,
-    x: Tensor,
-    schedule: Schedule,
-    timesteps: Tensor | Sequence[int],
-    noise: Noise | None,
-    eta: float,
-    second_order: bool,
-    callback: Callback | None,
-) -> Tensor:
-    """The loop of all samplers, see the head of this file."""
     times = [int(t) for t in timesteps]
     if not times or any(later >= t for t, later in zip(times, times[1:])) or times[-1] < 0:
         raise ValueError(f"timesteps: expected one or more, descending and not negative; got {times}")
@@ -180,3 +108,17 @@ def _integrate(
         if callback is not None:
             callback(step, t, x)
     return x
+
+
+ddim = euler = sample  # Song et al., 2010.02502 (the release's); Karras et al., 2206.00364
+euler_ancestral = partial(sample, eta=1.0)
+dpmpp_2m = partial(sample, second_order=True)  # Lu et al., 2211.01095
+dpmpp_2m_sde = partial(sample, second_order=True, eta=1.0)
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddim": ddim,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+}

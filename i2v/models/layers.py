@@ -299,9 +299,17 @@ class ResBlock(nn.Module):
         if rows_at_once(cond.budget, *inputs) < len(x):
             return self.by_frames(inputs, temb, cond)
         x = x if skip is None else torch.cat(inputs, dim=1)
-        h = self.conv1(recomputed(lambda x: F.silu(self.norm1(x, cond.num_frames)), x, self.norm1))
-        h = h + temb[:, :, None, None]
-        h = self.conv2(recomputed(lambda h: F.silu(self.norm2(h, cond.num_frames)), h, self.norm2))
+        h = self.first_half(x, temb, lambda x: self.norm1(x, cond.num_frames))
+        return self.second_half(h, x, lambda h: self.norm2(h, cond.num_frames))
+
+    def first_half(self, x: Tensor, temb: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        """Norm, SiLU, convolution, timestep. norm: `norm1` of whole clips, or with statistics that were made before."""
+        h = self.conv1(recomputed(lambda x: F.silu(norm(x)), x, self.norm1))
+        return h + temb[:, :, None, None]
+
+    def second_half(self, h: Tensor, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        """Norm, SiLU and convolution of what `first_half` made, plus the block's input `x`."""
+        h = self.conv2(recomputed(lambda h: F.silu(norm(h)), h, self.norm2))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
     def by_frames(self, inputs: tuple[Tensor, ...], temb: Tensor, cond: Conditioning) -> Tensor:
@@ -309,13 +317,10 @@ class ResBlock(nn.Module):
         count, frames, budget = len(inputs), cond.num_frames, cond.budget
 
         def first(temb: Tensor, *rest: Tensor) -> Tensor:
-            x = torch.cat(rest[:count], dim=1)
-            return self.conv1(F.silu(self.norm1.normed(x, *rest[count:]))) + temb[:, :, None, None]
+            return self.first_half(torch.cat(rest[:count], dim=1), temb, lambda x: self.norm1.normed(x, *rest[count:]))
 
         def second(h: Tensor, *rest: Tensor) -> Tensor:
-            x = torch.cat(rest[:count], dim=1)
-            h = self.conv2(F.silu(self.norm2.normed(h, *rest[count:])))
-            return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+            return self.second_half(h, torch.cat(rest[:count], dim=1), lambda h: self.norm2.normed(h, *rest[count:]))
 
         h = by_rows(first, budget, temb, *inputs, *self.norm1.by_frames(frames, budget, *inputs))
         return by_rows(second, budget, h, *inputs, *self.norm2.by_frames(frames, budget, h), into=h)

@@ -112,14 +112,6 @@ class Level(nn.Module):
         )
         self.motion_modules = nn.ModuleList()  # filled by motion.add_motion_modules
 
-    def after_resnet(self, i: int, x: Tensor, cond: Conditioning) -> Tensor:
-        """The rest of the i-th layer; (N, C, h, w) -> (N, C, h, w)."""
-        if self.attentions:
-            x = self.attentions[i](x, cond)
-        if self.motion_modules:
-            x = self.motion_modules[i](x, cond)
-        return x
-
 
 class DownLevel(Level):
     """A level on the way down; every level but the coarsest ends with a downsampler."""
@@ -133,7 +125,11 @@ class DownLevel(Level):
         """(N, C, h, w) -> what the skip connections keep: the state after each layer and after the downsampler."""
         states = []
         for i in range(len(self.resnets)):
-            x = self.after_resnet(i, self.resnets[i](x, cond), cond)
+            x = self.resnets[i](x, cond)
+            if self.attentions:
+                x = self.attentions[i](x, cond)
+            if self.motion_modules:
+                x = self.motion_modules[i](x, cond)
             states.append(x)
         for down in self.downsamplers:
             states.append(down(x))
@@ -150,18 +146,24 @@ class UpLevel(Level):
     def forward(self, states: list[Tensor], cond: Conditioning, deep: DeepFeatures | None = None) -> Tensor:
         """Takes x (N, C, h, w) and its skip connections off the end of `states`, puts x' (N, C', h', w') there, too.
 
-        A tensor that nobody needs any more is nowhere kept: this is where a UNet's memory is at its peak.
+        x lies in the list, too, and is no argument, since the caller would hold it meanwhile: a UNet's memory is at its
+        peak here.
         deep: what it holds is the x of the last layer, which alone is computed; else that x is put into it.
         """
         last = len(self.resnets) - 1
+        x = states.pop()
         for i in range(last if deep is not None and deep.state is not None else 0, last + 1):
             if deep is not None and i == last:
-                deep.state = states[-1]
-            states.append(self.resnets[i](states.pop(), cond, per_condition(states.pop(), cond)))
-            states.append(self.after_resnet(i, states.pop(), cond))
+                deep.state = x
+            x = self.resnets[i](x, cond, per_condition(states.pop(), cond))
+            if self.attentions:
+                x = self.attentions[i](x, cond)
+            if self.motion_modules:
+                x = self.motion_modules[i](x, cond)
         for up in self.upsamplers:
-            states.append(up(states.pop(), states[-1].shape[-2:], cond.budget))
-        return states[-1]
+            x = up(x, states[-1].shape[-2:], cond.budget)
+        states.append(x)
+        return x
 
 
 class MidBlock(nn.Module):

@@ -26,9 +26,10 @@ class Training:
     """Train a part of the model. Settings stand in --config FILE.json, flags override them.
     `--recipe FOLDER` instead of all these runs the stages of a whole model (see `--recipe FOLDER --help`)."""
 
-    out: Path = flag(Path("runs/train"), "folder of the run: config, log, checkpoints, finished weights")
-    # what the networks are
-    init: Path = flag(Path("weights/tiny"), "folder of parts to start from; one that is not there starts at random")
+    out: Path = flag(Path("runs/train"), "folder of the run: config, log, checkpoints, finished weights",
+                     "--output-dir")  # fmt: skip
+    init: Path = flag(Path("weights/tiny"), "folder of parts to start from; one that is not there starts at random",
+                      group="what the networks are")  # fmt: skip
     preset: str = flag("tiny", "the model: tiny, built from --init; i2v-sd15 or i2v-sdxl, from the files below")
     models: Path | None = flag(None, "a folder in which the preset's published files are looked for", "--models-dir")
     base: tuple[Path, ...] = flag((), "base model: UNet, VAE, text encoder, as sample.py's")
@@ -42,9 +43,9 @@ class Training:
                                   "for canny edges; none: nothing")  # fmt: skip
     new: tuple[str, ...] = flag((), "parts that are begun anew although --init has them")
     train: tuple[str, ...] = flag(("i2v_adapter.*",), "name patterns of the trained tensors; each must match something")
-    lora: int = flag(0, "rank; > 0 trains low-rank changes (LoRA) of the layers that --train names instead")
-    # what they learn from
-    data: Path | None = flag(None, "your clips: a folder, a clip, a csv, tsv or jsonl table; not given: the world")
+    lora: int = flag(0, "rank; > 0 trains low-rank changes (LoRA) of the layers that --train names instead", "--rank")
+    data: Path | None = flag(None, "your clips: a folder, a clip, a csv, tsv or jsonl table; not given: the world",
+                             "--train-data-dir", group="what they learn from")  # fmt: skip
     fps: float | None = flag(None, "frames a second of --data; not given: the clips' own")
     stride: int = flag(1, "take every N-th of these frames")
     height: int = flag(64, "of --data's frames in pixels")
@@ -62,34 +63,35 @@ class Training:
     known_noise: float = flag(0.0, "standard deviation of noise added to that first frame (a choice; paper: 0)")
     drop_text: float = flag(0.1, "probability that a caption becomes empty (a choice; the paper gives none)")
     drop_image: float = flag(0.1, "probability that the picture becomes what the unguided half sees (likewise)")
-    # how
-    batch: int = flag(8, "clips per step, of all processes together")
+    batch: int = flag(8, "clips per step, of all processes together", group="how")
     micro_batch: int = flag(0, "clips that go through the network at once, gradients add up; 0: all of a process")
-    steps: int = flag(2000, "optimizer steps")
-    lr: float = flag(1e-4, "peak learning rate (paper: 1e-4)")
-    warmup: int = flag(0, "steps of linear warm-up")
-    decay: Literal["constant", "linear", "cosine"] = flag("constant", "learning rate after the warm-up")
+    steps: int = flag(2000, "optimizer steps", "--max-train-steps")
+    lr: float = flag(1e-4, "peak learning rate (paper: 1e-4)", "--learning-rate")
+    warmup: int = flag(0, "steps of linear warm-up", "--lr-warmup-steps")
+    decay: Literal["constant", "linear", "cosine"] = flag("constant", "learning rate after the warm-up",
+                                                           "--lr-scheduler")  # fmt: skip
     optimizer: Literal["adamw", "muon"] = flag("adamw", "adamw (the paper's); muon: for matrices, AdamW for the rest")
     weight_decay: float = flag(1e-2, "the optimizer's weight decay")
-    clip_norm: float = flag(1.0, "largest norm of the gradient")
+    clip_norm: float = flag(1.0, "largest norm of the gradient", "--max-grad-norm")
     ema: float = flag(0.999, "decay of the moving average that is exported")
     prediction: Literal["v", "epsilon", "sample"] | None = flag(
         None, "what the network predicts; not given: what --init was trained for, v for a new one"
     )
     zero_snr: bool = flag(False, "noise schedule whose last step is noise alone (2305.08891); not with epsilon")
-    min_snr: float = flag(0.0, "gamma of the min-SNR weight (2303.09556; 5 is usual); 0: no weight")
+    min_snr: float = flag(0.0, "gamma of the min-SNR weight (2303.09556; 5 is usual); 0: no weight", "--snr-gamma")
     device: str = flag("auto", "auto (CUDA if there is one, else MPS, else the CPU), cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
         "auto",
         "compute type of the forward pass; trained weights stay float32; auto: bfloat16 where the device computes in "
         "it, otherwise float32",
+        "--mixed-precision",
     )
-    checkpointing: bool = flag(False, "compute activations again in the backward pass: less memory, more time")
+    checkpointing: bool = flag(False, "compute activations again in the backward pass: less memory, more time",
+                               "--gradient-checkpointing")  # fmt: skip
     threads: int = flag(0, "CPU threads, 0 = PyTorch's choice")
     workers: int | None = flag(None, "threads that prepare batches ahead; not given: 8 on a GPU, none on a CPU")
     seed: int = flag(0, "seed of initial weights, noise, timesteps and clip order")
-    # what is seen of it, and kept
-    log_every: int = flag(20, "steps between log lines")
+    log_every: int = flag(20, "steps between log lines", group="what is seen of it, and kept")
     validate_every: int = flag(250, "steps between validations")
     clips_made: int = flag(2, "videos made at each validation, from fixed pictures and seeds; 0: none")
     guidance_scale: float | None = flag(None, "of these videos; not given: the preset's")

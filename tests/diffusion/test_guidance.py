@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from i2v.diffusion.guidance import Condition, guide, weights
+from i2v.diffusion.guidance import Condition, guide
 
 A, B, C = (torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(k)) for k in range(3))
 
@@ -66,20 +66,19 @@ def test_guidance_at_some_timesteps(join):
     assert sum(network.rows) == 6, "two conditions, then one"
 
 
-def test_conditions_without_a_part_do_not_run():
-    def chain(first: float, second: float) -> dict[str, float]:
-        return weights([Condition("nothing", A), Condition("image", B, first), Condition("both", C, second)])
-
-    assert chain(2.0, 2.0) == {"nothing": -1.0, "both": 2.0}  # equal scales: the middle one cancels
-    assert chain(1.0, 6.0) == {"image": -5.0, "both": 6.0}
-    assert chain(3.0, 1.0) == {"nothing": -2.0, "image": 2.0, "both": 1.0}
-    assert chain(1.0, 0.0) == {"both": 1.0}
-    assert weights([Condition("only", A)]) == {"only": 1.0}
+@pytest.mark.parametrize(
+    ("first", "second", "runs"),
+    [(2.0, 2.0, "ac"), (1.0, 6.0, "bc"), (3.0, 1.0, "abc"), (1.0, 0.0, "c"), (2.0, 6.0, "abc")],
+)
+@pytest.mark.parametrize("join", [None, torch.cat])
+def test_conditions_without_a_part_do_not_run(first, second, runs, join):
     x, network = torch.ones_like(A), Network()
-    a, c = network(x, 3, A), network(x, 3, C)
-    conditions = [Condition("nothing", A), Condition("image", B, 2.0), Condition("both", C, 2.0)]
-    torch.testing.assert_close(guide(network, conditions)(x, 3), a + 2 * (c - a))
-    assert network.rows == [2] * 4
+    a, b, c = (network(x, 3, inputs) for inputs in (A, B, C))
+    network.rows.clear()
+    conditions = [Condition("nothing", A), Condition("image", B, first), Condition("both", C, second)]
+    guided = guide(network, conditions, join=join)(x, 3)
+    torch.testing.assert_close(guided, a + first * (b - a) + max(second, 1) * (c - b))
+    assert sum(network.rows) == 2 * len(runs), "equal scales: the middle one cancels; a scale of 1: the one before"
 
 
 def test_conditions_are_joined_once():
@@ -104,4 +103,4 @@ def test_equal_predictions_come_back_unchanged():
 def test_names_must_differ():
     for conditions in ([], [Condition("a", A), Condition("a", B)]):
         with pytest.raises(ValueError, match="different names"):
-            weights(conditions)
+            guide(Network(), conditions)
