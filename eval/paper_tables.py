@@ -103,13 +103,13 @@ def table_2_report(e: Evaluation) -> list[Section]:
     )
     tables = [
         summary_table("2-t0", "Table 2 in small: t0 at p = 1", by_t0, head, note + "."),
-        _signs(e, "2-t0-paired", "Minus t0 = 1, pair by pair", {t0: (t0, 1.0) for t0 in T0S[1:]}, rows, (1.0, 1.0)),
+        _signs("2-t0-paired", "Minus t0 = 1, pair by pair", {t0: (t0, 1.0) for t0 in T0S[1:]}, rows, (1.0, 1.0)),
     ]
     for t0 in P_AT:
         by_p = {f"{p:g}": rows[t0, p] for p in PS}
         tables += [
             summary_table(f"2-p-{t0:g}", f"Table 2 in small: p at t0 = {t0:g}", by_p, head),
-            _signs(e, f"2-p-{t0:g}-paired", "Minus p = 0.5, pair by pair",
+            _signs(f"2-p-{t0:g}-paired", "Minus p = 0.5, pair by pair",
                    {p: (t0, p) for p in PS if p != 0.5}, rows, (t0, 0.5), both_readings=True),
         ]  # fmt: skip
     tables = [replace(t, head=["t0" if "t0" in t.name else "p", *t.head[1:]]) for t in tables]
@@ -130,7 +130,7 @@ def table_2_report(e: Evaluation) -> list[Section]:
                     [c for c in charts if c], shots)]  # fmt: skip
 
 
-def _signs(e: Evaluation, name: str, title: str, lines: Mapping[float, tuple[float, float]],
+def _signs(name: str, title: str, lines: Mapping[float, tuple[float, float]],
            rows: Mapping[tuple[float, float], Sequence[Sample]], reference: tuple[float, float],
            both_readings: bool = False) -> Table:  # fmt: skip
     """Differences to one row, beside the paper's difference of FlowScore where it has both rows."""
@@ -149,7 +149,8 @@ def _signs(e: Evaluation, name: str, title: str, lines: Mapping[float, tuple[flo
             paper = PAPER_FLOW[read(at)] - PAPER_FLOW[reference] if known else None
             cells += [NONE if paper is None else f"{paper:+.3f}", agreement(ours, paper)]
         extra.append(cells)
-    return beside(table, head, extra)
+    told = [i for i in range(len(head)) if any(cells[i] != NONE for cells in extra)]  # the paper has p at t0 = 1 alone
+    return beside(table, [head[i] for i in told], [[cells[i] for i in told] for cells in extra])
 
 
 # -- fewer steps through t0 ------------------------------------------------------------------------------------------

@@ -60,26 +60,17 @@ def match_histogram(values: NDArray[Any], reference: NDArray[Any]) -> NDArray[np
     return np.interp(quantiles, reference_quantiles, levels)[where].reshape(values.shape)
 
 
-def exact_frames(
-    frames: NDArray[np.uint8], pictures: Mapping[int, NDArray[np.uint8]], fade: int = FADE_FRAMES
-) -> NDArray[np.uint8]:
-    """The clip with the given (H, W, 3) pictures themselves as its known frames; frames (F, H, W, 3) uint8.
-
-    A known frame of a generated clip is the autoencoder's round trip of its picture. What that lost, picture minus
-    frame, is added back whole to the frame itself and in equal steps less to the `fade` frames around it that are
-    nearest to it, so that nothing jumps. It is added where it was, not moved along: for a fraction of a second, fine
-    detail may stand still. Raises ValueError when a picture has another size than the frames.
-    """
-    for picture in pictures.values():
-        if picture.shape != frames.shape[1:]:
-            raise ValueError(f"the picture is {picture.shape}, frames are {frames.shape[1:]}: fit the picture first")
-    return np.stack(list(exact(frames, pictures, fade)))
-
-
 def exact(
     frames: Iterable[NDArray[np.uint8]], pictures: Mapping[int, NDArray[np.uint8]], fade: int = FADE_FRAMES
 ) -> Iterator[NDArray[np.uint8]]:
-    """`exact_frames` of frames as they come; `fade` of them at most are held back, for a known one that may follow."""
+    """A clip with the given (H, W, 3) pictures themselves as its known frames; frames (H, W, 3) uint8, one by one.
+
+    A known frame of a generated clip is the autoencoder's round trip of its picture. What that lost, picture minus
+    frame, is added back whole to the frame itself and in equal steps less to the `fade` frames around it that are
+    nearest to it, so that nothing jumps; so many are held back at most. It is added where it was, not moved along: for
+    a fraction of a second, fine detail may stand still. Raises ValueError when a picture has another size than its
+    frame.
+    """
     lost: dict[int, NDArray[np.float32]] = {}
     waiting: deque[tuple[int, NDArray[np.uint8]]] = deque()
 
@@ -91,6 +82,8 @@ def exact(
 
     for index, frame in enumerate(frames):
         if index in pictures:
+            if pictures[index].shape != frame.shape:
+                raise ValueError(f"the picture is {pictures[index].shape}, frames are {frame.shape}: fit it first")
             lost[index] = pictures[index].astype(np.float32) - frame
         waiting.append((index, frame))
         if len(waiting) > fade:

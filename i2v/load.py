@@ -24,18 +24,17 @@ from i2v.memory_plans import FULL, IN_UNET, MemoryPlan, stages_of
 from i2v.models import cpu
 from i2v.models.int8 import quantised
 from i2v.networks import Networks, networks
-from i2v.parts import CONFIGS, KINDS, PartFile, open_part, save_part
+from i2v.parts import KINDS, PartFile, open_part, save_part
 from i2v.pipeline import I2VPipeline
 from i2v.prompt import OneEncoder, TwoEncoders
 from i2v.residency import Residency, Streamed, streamed_unit, take
-from i2v.sources import ATTENTION, CONTROLNET, PROJECTION, schedule_of
+from i2v.sources import CONTROLNET, IN_ATTENTION, PROJECTION, schedule_of
 from weights_convert import files
 from weights_convert.lora import weights_of
 from weights_convert.mapped import release
 
-__all__ = ["CONTENT", "PROJECTION", "TEXT_FILES", "PartFile", "header", "headers", "load", "save_part", "schedule_of"]
+__all__ = ["PROJECTION", "TEXT_FILES", "PartFile", "header", "load", "save_part", "schedule_of"]
 
-CONTENT = ATTENTION
 STREAMED = "levels"  # in place of the UNet's parts where they are read level by level
 Ready = Callable[[str, str, Tensor], Tensor]  # of a part, its key and the tensor: what the network takes
 
@@ -151,7 +150,7 @@ def resident(
     def ready(name: str, key: str, tensor: Tensor) -> Tensor:
         """A part's tensor, in the number format of its use, as its network takes it."""
         network = "unet" if name in IN_UNET else name
-        tensor = changes.made(network, key.removeprefix(ATTENTION), tensor.to(device))
+        tensor = changes.made(network, key.removeprefix(IN_ATTENTION), tensor.to(device))
         if device.type == "cpu":
             tensor = cpu.sorted_weight(tensor)
         return quantised(tensor) if plan.files.int8 and is_int8(name, key, tensor) else tensor
@@ -170,7 +169,7 @@ def resident(
                 take(module, key)
         release(plan.parts[name].tensors.values())
 
-    paths = {key.removeprefix(ATTENTION): (name, key) for name in IN_UNET for key in built.shapes(name)}
+    paths = {key.removeprefix(IN_ATTENTION): (name, key) for name in IN_UNET for key in built.shapes(name)}
 
     def read_one(path: str, tensor: Tensor) -> Tensor:
         name, key = paths[path]
@@ -268,15 +267,6 @@ def trim_after_levels(unet: nn.Module) -> None:
     """What a level of the UNet freed goes back to the system when it is done, for a few percent of its time."""
     for level in {streamed_unit(name) for name, _ in unet.named_parameters()} - {""}:
         unet.get_submodule(level).register_forward_hook(lambda *_: give_back_freed_memory())
-
-
-def headers(folder: Path) -> dict[str, PartFile]:
-    """What lies in a model's folder, no tensor read; raises ConfigError that names what is missing or damaged."""
-    names = [name for name in CONFIGS if name != "text_encoder_2" or (folder / f"{name}.safetensors").is_file()]
-    missing = [n for n in (*(f"{part}.safetensors" for part in names), *TEXT_FILES) if not (folder / n).is_file()]
-    if missing:
-        raise ConfigError(f"{folder} lacks {', '.join(missing)}, expected one file per part; take the whole folder")
-    return {name: header(folder / f"{name}.safetensors") for name in names}
 
 
 def header(path: Path) -> PartFile:

@@ -25,7 +25,7 @@ from i2v.networks import Networks, networks
 from i2v.pipeline import I2VPipeline
 from i2v.request import Request
 from i2v.residency import put, streamed_unit
-from i2v.sources import ATTENTION
+from i2v.sources import IN_ATTENTION
 
 T = TypeVar("T")
 GB = 1e9
@@ -124,7 +124,7 @@ def streamed_bytes(built: Networks) -> int:
     units: dict[str, int] = {}
     for name in IN_UNET:
         for key, tensor in built.shapes(name).items():
-            if unit := streamed_unit(key.removeprefix(ATTENTION)):
+            if unit := streamed_unit(key.removeprefix(IN_ATTENTION)):
                 units[unit] = units.get(unit, 0) + tensor.nbytes
     return sum(units.values()) - max(units.values())
 

@@ -18,7 +18,7 @@ from i2v.models.ip_adapter import add_ip_adapter, image_projection
 from i2v.models.motion import add_motion_modules
 from i2v.models.unet import UNet
 from i2v.models.vae import VAE
-from i2v.sources import ATTENTION, CONTROLNET
+from i2v.sources import CONTROLNET, IN_ATTENTION
 
 ALONE: dict[str, Callable[[Any], nn.Module]] = {  # parts that are a network of their own
     "vae": VAE,
@@ -44,7 +44,7 @@ class Networks:
 
     def added(self, part: str) -> dict[str, Any]:
         """The modules of an adapter by their path in the UNet."""
-        return {start.removeprefix(ATTENTION).rstrip("."): module for start, module in self.slots[part].items()}
+        return {start.removeprefix(IN_ATTENTION).rstrip("."): module for start, module in self.slots[part].items()}
 
     @property
     def controlnets(self) -> dict[str, ControlNet]:
@@ -88,7 +88,7 @@ def networks(config: Mapping[str, Any]) -> Networks:
         if "i2v_adapter" in config:
             slots["i2v_adapter"] = {f"{path}.": m for path, m in add_i2v_adapter(unet).items()}
         if "ip_adapter" in config:
-            slots["ip_adapter"] = {f"{ATTENTION}{path}.": m for path, m in add_ip_adapter(unet).items()}
+            slots["ip_adapter"] = {f"{IN_ATTENTION}{path}.": m for path, m in add_ip_adapter(unet).items()}
         for name in config:
             if name.startswith(CONTROLNET):
                 slots[name] = {"": ControlNet(config[name])}

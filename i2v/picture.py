@@ -152,7 +152,7 @@ def finished(
     """Decoded pixels, (n, 3, H, W) in [-1, 1] at a time -> one finished frame (H, W, 3) uint8 after the other.
 
     `pictures` (H, W, 3) are what the known frames should be, by frame number. `match_colors` is `color_match`;
-    `first_frame` "exact" is `exact_frames`, "vae" leaves known frames as decoded. No more than a few frames are held
+    `first_frame` "exact" is `exact`, "vae" leaves known frames as decoded. No more than a few frames are held
     (but with `match_colors` those before the first known one). Once the frames are at their end, `report` holds
     their `drift` and "psnr", of each known frame in dB (None where it is the picture exactly).
     """

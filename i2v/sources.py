@@ -22,7 +22,7 @@ from weights_convert.detect import read_parts
 
 OWN = "our own part file"
 ENDINGS = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
-PROJECTION, ATTENTION = "image_proj.", "ip_adapter."  # the two groups of keys in an IP-Adapter's file
+PROJECTION, IN_ATTENTION = "image_proj.", "ip_adapter."  # the two groups of keys in an IP-Adapter's file
 CONTROLNET = "controlnet "  # a model's ControlNets are parts named by the type of their pictures: "controlnet canny"
 
 

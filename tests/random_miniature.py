@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from i2v.diffusion.schedule import Schedule
-from i2v.load import CONTENT, PROJECTION, save_part
+from i2v.load import PROJECTION, save_part
 from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
 from i2v.models.clip_vision import CLIPVisionConfig, CLIPVisionModel
 from i2v.models.i2v_adapter import add_i2v_adapter
@@ -19,6 +19,7 @@ from i2v.models.motion import MotionConfig, add_motion_modules
 from i2v.models.tokenizer import END, vocabulary
 from i2v.models.unet import UNet, UNetConfig
 from i2v.models.vae import VAE, VAEConfig
+from i2v.sources import IN_ATTENTION
 
 WORDS = ("a", "red", "blue", "ball", "cat", "moves", "left", "right", "stays", "still")
 UNET = UNetConfig(
@@ -45,7 +46,7 @@ def write(folder: Path, seed: int = 0) -> Path:
         base = set(unet.state_dict())
         motion = add_motion_modules(unet, MOTION)
         adapter = add_i2v_adapter(unet)
-        content = {CONTENT + path: module for path, module in add_ip_adapter(unet).items()}
+        content = {IN_ATTENTION + path: module for path, module in add_ip_adapter(unet).items()}
         content[PROJECTION[:-1]] = image_projection(CONTENT_CONFIG)
         vae, text_encoder, image_encoder = VAE(SMALL_VAE), CLIPTextModel(text), CLIPVisionModel(VISION)
         for module in (unet, vae, text_encoder, image_encoder, *content.values()):

@@ -11,9 +11,6 @@ kept (docs/miniature.md), which speaks for the prose: a p of Table 2 is then 1 -
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -123,24 +120,3 @@ def start_latents(
         picture has no part in it.
     """
     return schedule.add_noise(degrade(picture, keep, size, sigma), noise, t)
-
-
-def correlate(noise: Tensor, mode: Literal["iid", "lamp", "mixed", "progressive"]) -> Tensor:
-    """Noise that frames share in part: the starts without a picture that the released code offers beside the prior.
-
-    `noise` is (B, F, ...), independent. "iid" leaves it, "lamp" is 0.2 frame 0 + 0.8 own (its variance is below 1),
-    "mixed" (frame 0 + own) / sqrt 2, "progressive" sqrt 4/5 of the frame before + sqrt 1/5 own. Frame 0 stays.
-    """
-    first, rest = noise[:, :1], noise[:, 1:]
-    if mode == "iid":
-        return noise
-    if mode == "lamp":
-        return torch.cat([first, 0.2 * first + 0.8 * rest], dim=1)
-    if mode == "mixed":
-        return torch.cat([first, (first + rest) / math.sqrt(2)], dim=1)
-    if mode == "progressive":
-        frames = [noise[:, 0]]
-        for frame in range(1, noise.shape[1]):
-            frames.append(math.sqrt(0.8) * frames[-1] + math.sqrt(0.2) * noise[:, frame])
-        return torch.stack(frames, dim=1)
-    raise ValueError(f"mode={mode!r}: expected iid, lamp, mixed or progressive")

@@ -23,6 +23,7 @@ from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet, UNetConfig
 from i2v.models.vae import VAE
 from i2v.presets import WEIGHTS
+from i2v.sources import IN_ATTENTION
 from i2v.training.networks import Networks, Prediction, changed_schedule, digest
 
 TINY_UNET = UNetConfig(
@@ -120,7 +121,7 @@ def _build(init: Path, parts: Sequence[str], new: Sequence[str], width: int | No
             kind="linear", image_dim=encoder_file.config.projection_dim, context_dim=TINY_UNET.context_dim, tokens=4
         )
         image_proj = image_projection(configs["ip_adapter"])
-        blocks = {load.CONTENT + path: module for path, module in add_ip_adapter(unet).items()}
+        blocks = {IN_ATTENTION + path: module for path, module in add_ip_adapter(unet).items()}
         added["ip_adapter"] = {load.PROJECTION[:-1]: image_proj, **blocks}
     if "i2v_adapter" in parts:
         added["i2v_adapter"] = add_i2v_adapter(unet)

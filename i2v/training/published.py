@@ -30,7 +30,7 @@ from i2v.parts import save_part
 from i2v.pipeline import I2VPipeline
 from i2v.presets import Preset
 from i2v.prompt import OneEncoder, TextConditioning, TwoEncoders
-from i2v.sources import ATTENTION, PROJECTION
+from i2v.sources import IN_ATTENTION, PROJECTION
 from i2v.training.memory import named
 from i2v.training.networks import Conditions, Networks, changed_schedule, digest
 from i2v.training.settings import Training
@@ -203,7 +203,7 @@ def _filled(cfg: Training, made: Plan, parts: Sequence[str]) -> PublishedNetwork
     if "motion" in parts:
         added["motion"] = built.added("motion")
     if "ip_adapter" in parts:
-        blocks = {ATTENTION + path: module for path, module in built.added("ip_adapter").items()}
+        blocks = {IN_ATTENTION + path: module for path, module in built.added("ip_adapter").items()}
         added["ip_adapter"] = {PROJECTION[:-1]: slots["image_projection"][""], **blocks}
     if "i2v_adapter" in parts:
         given = "i2v_adapter" in made.parts

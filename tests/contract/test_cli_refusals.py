@@ -20,7 +20,7 @@ from test_cli_full_size import Manifest, sparse
 from i2v import assemble
 from i2v.assemble import ModelFiles
 from i2v.config import ConfigError
-from i2v.load import headers, save_part
+from i2v.load import header, save_part
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def refusal(**files: Any) -> str:
 
 def with_config(folder: Path, name: str, **fields: Any) -> None:
     """The part again with other fields in its config, its tensors as they are."""
-    part = headers(folder)[name]
+    part = header(folder / f"{name}.safetensors")
     facts = {k: v for k, v in part.metadata.items() if k not in ("part", "config")}
     save_part(part.path, part.tensors(), dataclasses.replace(part.config, **fields), **facts)
 

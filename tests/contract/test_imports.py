@@ -10,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"train", "sample"}
-PROJECT = {"i2v", "weights_convert", "eval", "tests", *SCRIPTS}
 
 MODELS = {"torch", "einops"}
 SHARED = {*MODELS, "i2v.models.conditioning", "i2v.models.layers", "i2v.models.unet"}

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from i2v.diffusion.frame_similarity_prior import (
-    correlate,
     degrade,
     gaussian_blur,
     gaussian_kernel,
@@ -133,12 +132,3 @@ def test_misuse_is_refused():
     for size, sigma in ((4, 1.0), (3, 0.0), (-1, 1.0)):
         with pytest.raises(ValueError, match="odd size"):
             gaussian_kernel(size, sigma)
-    with pytest.raises(ValueError, match="iid, lamp"):
-        correlate(torch.zeros(1, 2, 3), "same")
-
-
-def test_correlated_noise_keeps_unit_variance_where_it_should():
-    noise = normal(0, "start", range(6), 0, (100_000,)).unsqueeze(0)
-    for mode, deviation in (("iid", 1.0), ("mixed", 1.0), ("progressive", 1.0), ("lamp", 0.68**0.5)):
-        assert float(correlate(noise, mode)[:, 1:].std()) == pytest.approx(deviation, abs=0.01)
-        assert torch.equal(correlate(noise, mode)[:, 0], noise[:, 0])

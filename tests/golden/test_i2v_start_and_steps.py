@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
 from i2v.diffusion.first_frame import KnownFrames
-from i2v.diffusion.frame_similarity_prior import correlate, degrade, keep_mask, start_latents
+from i2v.diffusion.frame_similarity_prior import degrade, keep_mask, start_latents
 from i2v.diffusion.guidance import Condition, guide
 from i2v.diffusion.samplers import ddim
 from i2v.diffusion.schedule import ANIMATEDIFF_SD15
@@ -25,6 +28,27 @@ def first_frame(data, run: str) -> Tensor:
     """(B, C, h, w) clean."""
     source = data.outputs["vae/first_frame_latents"] if run == "blur_f16" else data.inputs["first_frame_latents"]
     return source[: data.meta["runs"][run]["batch"], :, 0]
+
+
+def correlate(noise: Tensor, mode: Literal["iid", "lamp", "mixed", "progressive"]) -> Tensor:
+    """Noise that frames share in part: the starts without a picture that the released code offers beside the prior.
+
+    `noise` is (B, F, ...), independent. "iid" leaves it, "lamp" is 0.2 frame 0 + 0.8 own (its variance is below 1),
+    "mixed" (frame 0 + own) / sqrt 2, "progressive" sqrt 4/5 of the frame before + sqrt 1/5 own. Frame 0 stays.
+    """
+    first, rest = noise[:, :1], noise[:, 1:]
+    if mode == "iid":
+        return noise
+    if mode == "lamp":
+        return torch.cat([first, 0.2 * first + 0.8 * rest], dim=1)
+    if mode == "mixed":
+        return torch.cat([first, (first + rest) / math.sqrt(2)], dim=1)
+    if mode == "progressive":
+        frames = [noise[:, 0]]
+        for frame in range(1, noise.shape[1]):
+            frames.append(math.sqrt(0.8) * frames[-1] + math.sqrt(0.2) * noise[:, frame])
+        return torch.stack(frames, dim=1)
+    raise ValueError(f"mode={mode!r}: expected iid, lamp, mixed or progressive")
 
 
 def start(data, run: str, p: float = 0.5, size: int = 9, sigma: float = 18.0) -> Tensor:

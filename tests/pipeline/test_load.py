@@ -16,7 +16,7 @@ from i2v import presets
 from i2v.config import ConfigError
 from i2v.diffusion.schedule import Schedule
 from i2v.hashes import sha256
-from i2v.load import dtype_of, headers, load, save_part
+from i2v.load import dtype_of, header, load, save_part
 from i2v.models.vae import SD_VAE, SDXL_VAE
 from weights_convert import files
 from weights_convert.detect import files_of
@@ -29,10 +29,10 @@ def copy(miniature: Path, tmp_path: Path) -> Path:
 
 
 def test_a_part_carries_its_config(miniature: Path) -> None:
-    parts = headers(miniature)
-    assert parts["motion"].config.max_frames == 24
-    assert parts["unet"].config.channels == (32, 48)
-    assert parts["motion"].metadata["schedule"]["prediction"] == "v"
+    motion, unet = (header(miniature / f"{name}.safetensors") for name in ("motion", "unet"))
+    assert motion.config.max_frames == 24
+    assert unet.config.channels == (32, 48)
+    assert motion.metadata["schedule"]["prediction"] == "v"
     assert load(folder=miniature).schedule == Schedule(prediction="v")
 
 
@@ -64,7 +64,7 @@ def test_a_truncated_file_is_named(copy: Path) -> None:
 
 
 def test_every_tensor_has_its_place(copy: Path) -> None:
-    part = headers(copy)["i2v_adapter"]
+    part = header(copy / "i2v_adapter.safetensors")
     tensors = part.tensors()
     for spoil, word in (
         (lambda t: t.pop(next(iter(t))), "missing"),

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from i2v.color import color_match, drift, exact_frames, match_histogram, psnr
+from i2v.color import color_match, drift, exact, match_histogram, psnr
 
 RNG = np.random.default_rng(0)
 
@@ -55,25 +55,29 @@ def test_color_match_leaves_its_own_reference() -> None:
     assert np.abs(matched[1] - video[1]).max() < 0.1  # the way through 8-bit Lab and back
 
 
+def exact_clip(*given, **settings) -> np.ndarray:
+    return np.stack(list(exact(*given, **settings)))
+
+
 def test_the_first_frame_is_exact_and_fades_evenly() -> None:
     frames = np.full((8, 4, 4, 3), 100, np.uint8)
     picture = np.full((4, 4, 3), 150, np.uint8)
-    result = exact_frames(frames, {0: picture})
+    result = exact_clip(frames, {0: picture})
     assert (result[0] == picture).all()
     assert result[:, 0, 0, 0].tolist() == [150, 140, 130, 120, 110, 100, 100, 100]
-    assert exact_frames(frames, {0: picture}, fade=1)[:3, 0, 0, 0].tolist() == [150, 125, 100]
-    assert exact_frames(frames[:2], {0: picture})[:, 0, 0, 0].tolist() == [150, 140]
+    assert exact_clip(frames, {0: picture}, fade=1)[:3, 0, 0, 0].tolist() == [150, 125, 100]
+    assert exact_clip(frames[:2], {0: picture})[:, 0, 0, 0].tolist() == [150, 140]
     assert (frames == 100).all()  # what was given is left alone
-    bright = exact_frames(np.stack([frames[0], frames[0] + 150]), {0: picture})
+    bright = exact_clip(np.stack([frames[0], frames[0] + 150]), {0: picture})
     assert bright.max() == 255  # clipped, not wrapped round
-    with pytest.raises(ValueError, match="fit the picture first"):
-        exact_frames(frames, {0: picture[:3]})
+    with pytest.raises(ValueError, match="fit it first"):
+        exact_clip(frames, {0: picture[:3]})
 
 
 def test_every_known_frame_is_exact_and_keeps_its_colours() -> None:
     frames = np.full((8, 4, 4, 3), 100, np.uint8)
     pictures = {1: np.full((4, 4, 3), 150, np.uint8), 7: np.full((4, 4, 3), 50, np.uint8)}
-    assert exact_frames(frames, pictures)[:, 0, 0, 0].tolist() == [140, 150, 140, 130, 120, 70, 60, 50]
+    assert exact_clip(frames, pictures)[:, 0, 0, 0].tolist() == [140, 150, 140, 130, 120, 70, 60, 50]
     video = RNG.random((4, 16, 16, 3), dtype=np.float32)
     matched = color_match(video, (1, 3))
     assert (matched[[1, 3]] == video[[1, 3]]).all() and (matched[[0, 2]] != video[[0, 2]]).any()
