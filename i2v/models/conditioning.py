@@ -30,7 +30,11 @@ class ContextKV:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a block may look at besides its input. Built once per UNet call, never changed."""
+    """What a block may look at besides its input. Built once per UNet call, never changed.
+
+    Blocks between motion modules see each frame by itself, and under a memory budget they are given a few at a time
+    (`parts`): then `num_frames` counts those, and of the anchor frame there is what `of_anchor` kept.
+    """
 
     temb: Tensor  # (R, D) embedded timestep, for SDXL with pooled text and sizes
     context: ContextKV

@@ -29,6 +29,7 @@ class FirstFrameAttention(nn.Module):
         """Q' = X W_Q' attends to K and V of the anchor frame, for every frame. Implements Eq. (5).
 
         x, k, v (B*F, L, C): normed input, keys and values of the frozen self-attention -> (B*F, L, C), after W_O'.
+        Under a memory budget these may be some of a clip's frames: of the others, `cond.of_anchor` alone can tell.
         """
         k, v = cond.of_anchor(self, k, v)
         return scaled(self.to_out(attend(self.to_q(x), k, v, self.heads)), self.scale)
