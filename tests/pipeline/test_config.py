@@ -48,6 +48,22 @@ def test_aliases_are_accepted_but_not_listed(alias: str, capsys: pytest.CaptureF
     assert "--num-frames" in text and "--video-length" not in text and "100 %" in text
 
 
+@dataclass(frozen=True)
+class Inherited(Example):
+    """Flags of its own and of another."""
+
+    output: Path = flag(Path("a.mp4"), "where", group="video")
+    speed: int = flag(1, "how fast", group="the machine")
+
+
+def test_help_has_headings_and_a_programs_own_flags_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        from_command_line(Inherited, ["--help"], "prog")
+    text = capsys.readouterr().out
+    places = [text.index(word) for word in ("\nvideo:\n", "--output", "\nthe machine:\n", "--speed", "--data")]
+    assert places == sorted(places)
+
+
 def test_repeatable_flags_add_up() -> None:
     assert parse("--lora", "a", "--loras", "b", "c").lora == ("a", "b", "c")
 
@@ -58,6 +74,9 @@ def test_repeatable_flags_add_up() -> None:
         (["--num-frame", "8"], ["--num-frame", "did you mean --num-frames?"]),
         (["--video_lenght", "8"], ["--video_lenght", "did you mean --num-frames?"]),
         (["--xyzzy"], ["--xyzzy", "--help"]),
+        (["--colour-match"], ["did you mean --color-match?"]),
+        (["--no-colour-match"], ["did you mean --no-color-match?"]),
+        (["--data-dir", "clips"], ["did you mean --data?"]),
         (["--mode", "up"], ["--mode", "left", "right"]),
         (["--num-frames", "many"], ["--num-frames", "many"]),
         (["picture.png"], ["picture.png", "no flag"]),

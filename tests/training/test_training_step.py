@@ -287,3 +287,22 @@ def test_the_stages_settings_are_settings(root: Path, name: str) -> None:
     assert cfg != train.Training() and {f.name for f in fields(cfg)} == set(config.to_dict(cfg))
     if name == "4-i2v":
         assert cfg.train == ("i2v_adapter.*",) and cfg.clean_first and cfg.num_frames == 16
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "name"),
+    [("--learning-rate", "0.5", "lr"), ("--max-train-steps", "7", "steps"), ("--max_grad_norm", "0.5", "clip_norm"),
+     ("--snr-gamma", "5", "min_snr"), ("--lr-scheduler", "cosine", "decay"), ("--mixed-precision", "float16", "dtype"),
+     ("--output-dir", "x", "out"), ("--rank", "8", "lora"), ("--lr-warmup-steps", "3", "warmup")],
+)  # fmt: skip
+def test_other_trainers_flags(flag: str, value: str, name: str) -> None:
+    cfg = config.from_command_line(train.Training, [flag, value], "train.py")
+    assert str(getattr(cfg, name)) in (value, f"{value}.0")
+    assert replace(cfg, **{name: getattr(train.Training(), name)}) == train.Training(), "nothing else is changed"
+
+
+def test_recomputation_has_its_usual_name_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert config.from_command_line(train.Training, ["--gradient-checkpointing"], "train.py").checkpointing
+    with pytest.raises(SystemExit):
+        config.from_command_line(train.Training, ["--gradient-checkpoint"], "train.py")
+    assert "did you mean --checkpointing?" in capsys.readouterr().err, "and not its contrary"
