@@ -141,7 +141,7 @@ def read_pipeline(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     for name in SUBFOLDERS:
         if (folder / name).is_dir():
-            tensors |= {f"{name}.{key}": tensor for key, tensor in files.read(folder / name)[0].items()}
+            tensors |= {f"{name}.{key}": tensor for key, tensor in files.read(folder / name, widen=False)[0].items()}
     ignored = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in SUBFOLDERS)
     return tensors, {"ignored": ", ".join(ignored)} if ignored else {}
 

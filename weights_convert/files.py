@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ def read(path: str | Path, widen: bool = True) -> tuple[dict[str, Tensor], dict[
     diffusers or transformers model's part, which may be in shards, or their index. The kind is told from the content,
     not from the name. Tensors are mapped, read from disk when used. Wrappers are taken off, and nothing outside of the
     weights (optimiser states) is read; the metadata of a torch file says what ("wrapper", "ignored"). 8-bit floats
-    become float16, which holds them exactly; with `widen` False those of a single file stay as they are, unread.
+    become float16, which holds them exactly; with `widen` False they stay as they are, unread.
 
     Raises FileNotFoundError, or ConversionError for a file that is something else, is damaged, or holds code.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, widen)
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path}: a link to {path.readlink()}, expected a file there; fetch it again")
     if not path.is_file():
@@ -55,7 +56,7 @@ def read(path: str | Path, widen: bool = True) -> tuple[dict[str, Tensor], dict[
             f"{path}: no such file, expected a .safetensors, .ckpt, .pth or .bin file or a folder; give its path"
         )
     if path.name.endswith(".json") and ".index." in path.name:
-        return _read_shards(path)
+        return _read_shards(path, widen)
     with path.open("rb") as file:
         head = file.read(512)
         if torch_file.is_torch(head):
@@ -193,9 +194,9 @@ def weight_files(path: Path) -> list[Path]:
     return [found]
 
 
-def _read_folder(folder: Path) -> Read:
+def _read_folder(folder: Path, widen: bool) -> Read:
     found = _chosen(folder)
-    return _read_without_index(found) if isinstance(found, list) else read(found)
+    return _read_without_index(found, widen) if isinstance(found, list) else read(found, widen)
 
 
 def _chosen(folder: Path) -> Path | list[Path]:
@@ -220,7 +221,7 @@ def _chosen(folder: Path) -> Path | list[Path]:
                             f"{', '.join(FOLDER_NAMES)}; give the file itself, or a folder that has one")  # fmt: skip
 
 
-def _read_without_index(shards: list[Path]) -> Read:
+def _read_without_index(shards: list[Path], widen: bool) -> Read:
     first = shards[0]
     total = int(SHARD.search(first.name)[2]) if SHARD.search(first.name) else 0  # type: ignore[index]
     expected = [SHARD.sub(f"-{n:05d}-of-{total:05d}", first.name) for n in range(1, total + 1)]
@@ -230,7 +231,7 @@ def _read_without_index(shards: list[Path]) -> Read:
             "download the missing ones and the .index.json file"
         )
     log.warning("%s: no index beside its %d shards, all of them are read", first.parent, total)
-    return _join(shards)
+    return _join(shards, widen)
 
 
 def _shards_of(index: Path) -> tuple[list[str], dict[str, Any], Any]:
@@ -247,13 +248,13 @@ def _shards_of(index: Path) -> tuple[list[str], dict[str, Any], Any]:
     return names, where, listed
 
 
-def _read_shards(index: Path) -> Read:
+def _read_shards(index: Path, widen: bool) -> Read:
     names, where, listed = _shards_of(index)
     missing = [n for n in names if not (index.parent / n).is_file()]
     if missing:
         raise FileNotFoundError(f"{index.parent / missing[0]}: no such file, expected every shard that {index.name} "
                                 "lists; fetch it")  # fmt: skip
-    tensors, _ = _join([index.parent / n for n in names])
+    tensors, _ = _join([index.parent / n for n in names], widen)
     if tensors.keys() != where.keys():
         differing = sorted(tensors.keys() ^ where.keys())[:5]
         raise ConversionError(
@@ -266,10 +267,10 @@ def _read_shards(index: Path) -> Read:
     return tensors, {}
 
 
-def _join(shards: list[Path]) -> Read:
+def _join(shards: list[Path], widen: bool) -> Read:
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        new, _ = read(shard)
+        new, _ = read(shard, widen)
         double = sorted(new.keys() & tensors.keys())
         if double:
             raise ConversionError(f"{shard}: {double[0]} is in another shard too, expected it once; fetch them again")
@@ -323,6 +324,16 @@ def _overflows(tensor: Tensor, new: Tensor) -> bool:
     return bool((new.isinf() & tensor.isfinite()).any())
 
 
+def kind_in_file(tensor: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
+    """The number format that a tensor is written in: its own, of floating-point ones `dtype` if one is given.
+
+    8-bit floats become float16, which holds them exactly: other tools refuse them in most files.
+    """
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    return dtype or (torch.float16 if tensor.dtype in EIGHT_BIT_FLOATS else tensor.dtype)
+
+
 def write(
     path: str | Path,
     tensors: Mapping[str, Tensor],
@@ -330,18 +341,30 @@ def write(
     dtype: torch.dtype | None = None,
     done: Callable[[int], object] | None = None,
 ) -> None:
-    """A safetensors file, one tensor after the other, cast to `dtype` if one is given (see `cast`).
+    """A safetensors file, one tensor after the other, cast to `dtype` if one is given (see `cast`, `kind_in_file`).
 
     The file appears under its name only when it is complete. `done` is told the bytes of each tensor.
     """
 
     def ready(name: str, tensor: Tensor) -> Tensor:
-        out = tensor if dtype is None else cast({name: tensor}, dtype, path)[name]
+        wanted = kind_in_file(tensor, dtype)
+        out = tensor if dtype is None and wanted == tensor.dtype else cast({name: tensor}, wanted, path)[name]
         if done is not None:
             done(out.numel() * out.element_size())
         return out
 
-    safetensors_file.write(path, tensors, metadata, dtype, ready)
+    safetensors_file.write(path, tensors, metadata, lambda tensor: kind_in_file(tensor, dtype), ready)
+
+
+@contextmanager
+def after(written: Sequence[Path]) -> Iterator[None]:
+    """An error in writing the next of several files says which ones are there already."""
+    try:
+        yield
+    except (ConversionError, OSError) as error:
+        if not written:
+            raise
+        raise ConversionError(f"{error}\nalready written: {', '.join(map(str, written))}") from error
 
 
 def _only_nan(tensor: Tensor) -> bool:

@@ -118,14 +118,14 @@ def write(
     path: str | Path,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
-    dtype: torch.dtype | None = None,
+    kind_of: Callable[[Tensor], torch.dtype] = lambda tensor: tensor.dtype,
     ready: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> None:
     """Writes a safetensors file, tensor after tensor in the order of their names; same content, same bytes.
 
-    The file appears under its name only when it is complete. `dtype` is that of the floating-point tensors in the
-    file, if not their own; `ready` is called for each tensor in turn and returns it so. Raises TypeError for a dtype
-    that the format lacks, OSError where nothing can be written.
+    The file appears under its name only when it is complete. `kind_of` tells a tensor's dtype in the file; `ready` is
+    called for each tensor in turn and returns it so. Raises TypeError for a dtype that the format lacks, OSError where
+    nothing can be written.
     """
     header: dict[str, Any] = {"__metadata__": {k: str(v) for k, v in sorted((metadata or {}).items())}}
     if not metadata:
@@ -134,7 +134,7 @@ def write(
     names = sorted(tensors)
     for name in names:
         tensor = tensors[name]
-        kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        kind = kind_of(tensor)
         if kind not in DTYPES:
             raise TypeError(f"{path}: {name} has dtype {kind}, expected one of {[str(d) for d in DTYPES]}")
         size = tensor.numel() * kind.itemsize

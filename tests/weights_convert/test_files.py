@@ -193,6 +193,15 @@ def test_eight_bit_floats_are_cast_when_they_are_used(
     assert "nothing but NaN in 1 tensors, first broken" in caplog.text
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_eight_bit_floats_are_written_as_others_read_them(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    small = torch.arange(16, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    files.write(tmp_path / "x.safetensors", {"w": small, "n": torch.tensor(3)}, dtype=dtype)
+    found = load_file(tmp_path / "x.safetensors")
+    assert found["w"].dtype == (dtype or torch.float16) and torch.equal(found["w"].float(), small.float())
+    assert found["n"].dtype == torch.int64
+
+
 @pytest.mark.parametrize("name", ["scaled_fp8", "blocks.0.attn.scale_weight", "blocks.0.weight_scale"])
 def test_scaled_eight_bit_floats_are_refused(tmp_path: Path, name: str) -> None:
     save_file({"w": torch.ones(2, 2).to(torch.float8_e4m3fn), name: torch.ones(1)}, tmp_path / "x.safetensors")
