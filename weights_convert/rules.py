@@ -351,12 +351,17 @@ def account(tensors: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[
     for number, rule in enumerate(rules):
         if isinstance(rule, Rebuild) and rule.written:
             for key in [k for k in out if match(rule.beside, k) is not None]:
-                out[fill(rule.source, match(rule.beside, key) or {})] = rule.build(out[key])
+                out[fill(rule.source, match(rule.beside, key) or {})] = _like(rule.build(out[key]), out[key])
         elif rule.expect is not None and used[number] != rule.expect:
             problems.append(f"rule {rule}: claimed {used[number]} keys, expected {rule.expect}")
         elif not used[number] and not rule.optional:
             problems.append(f"rule {rule}: matched nothing, expected at least one key")
     return out, Counter({str(rules[n]): count for n, count in used.items()}), problems
+
+
+def _like(made: Tensor, beside: Tensor) -> Tensor:
+    """Floats in the number format of their neighbour, as published files have them; 8 bits would not hold them."""
+    return made.to(beside.dtype) if made.is_floating_point() and beside.dtype.itemsize > 1 else made
 
 
 def listed(problems: Sequence[str], most: int = 20) -> str:
