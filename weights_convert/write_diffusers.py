@@ -134,16 +134,26 @@ def write(
 ) -> list[Path]:
     """Writes all files, each under its name only when it is complete; returns their paths.
 
-    `tokenizer` is the text of vocab.json and merges.txt, or empty: then the folder is no whole pipeline.
+    Older shards of a part, which diffusers would read in place of the new file, are removed. `tokenizer` is the text
+    of vocab.json and merges.txt, or empty: then the folder is no whole pipeline.
     """
     texts = documents(parts, unet, tokenizer)
-    paths = []
+    paths: list[Path] = []
     for name, part in parts.items():
         found = weights(name, part, unet)
         if found is not None:
+            with files.after(paths):
+                files.write(folder / found[0], found[1], {"format": "pt"}, dtype, done)
             paths.append(folder / found[0])
-            files.write(paths[-1], found[1], {"format": "pt"}, dtype, done)
+            _remove_shards(paths[-1])
     for file, text in texts.items():
         paths.append(folder / file)
         own_format.write_text(paths[-1], text)
     return paths
+
+
+def _remove_shards(new: Path) -> None:
+    """The shards that lie beside a part's new file, of every variant and kind, and their index."""
+    for pattern in (f"{new.stem}*.index*.json", f"{new.stem}*-of-*"):
+        for old in new.parent.glob(pattern):
+            old.unlink()
