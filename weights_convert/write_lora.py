@@ -13,7 +13,7 @@ from torch import Tensor
 
 from i2v.models.lora import LoRAPair
 from weights_convert import files
-from weights_convert.layouts.lora import Base, kohya_prefixes, resolve
+from weights_convert.layouts.lora import Base, kohya_prefixes, resolve, width
 from weights_convert.lora import DIFFUSERS_SETTINGS, OWN_BASE
 from weights_convert.rules import ConversionError
 
@@ -32,7 +32,8 @@ def write_lora(
     layout: "peft" (also our own: diffusers and PEFT read it too), "diffusers" (its training scripts') or "kohya"
     (ComfyUI, A1111; alpha beside each pair). Tensors keep their dtype. `facts` (recipe, steps, hash of the base, ...)
     go into the metadata, beside the base's config. Raises ConversionError for a layout that is not known, no pairs,
-    a layer that the base lacks, and a pair with a middle in another layout than kohya's, which alone has them.
+    a part or layer that the base lacks, a pair of another width, and a pair with a middle in another layout than
+    kohya's, which alone has them.
     """
     if layout not in LAYOUTS:
         raise ConversionError(
@@ -43,18 +44,25 @@ def write_lora(
     prefixes = kohya_prefixes(base)
     tensors: dict[str, Tensor] = {}
     for part, pairs in parts.items():
+        if part not in prefixes:
+            raise ConversionError(f"{path}: {base.name} has no {part}, expected {', '.join(prefixes)}; name its base")
         for layer, pair in pairs.items():
             if pair.mid is not None and layout != "kohya":
                 raise ConversionError(
                     f"{path}: {layer} has a middle tensor, which only the layout kohya holds; expected pairs: write it "
                     "in that layout"
                 )
-            tensors |= _named(layout, part, layer, pair, prefixes)
-            name = _kohya(prefixes, part, layer)
-            if resolve(name, base) != (part, layer):
+            if resolve(_kohya(prefixes, part, layer), base) != (part, layer):
                 raise ConversionError(
                     f"{path}: {base.name} has no layer {part}.{layer}, expected its own; name its base"
                 )
+            has, wanted = (pair.up.shape[0], pair.down.shape[1]), width(part, layer, base)
+            if wanted is not None and has != wanted:
+                raise ConversionError(
+                    f"{path}: {part}.{layer} changes a weight {has}, expected {wanted}, that of {base.name}; name its "
+                    "base"
+                )
+            tensors |= _named(layout, part, layer, pair, prefixes)
     metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     metadata[OWN_BASE] = json.dumps({"name": base.name, "unet": asdict(base.unet), "text": base.text})
     if layout != "kohya":
@@ -64,8 +72,6 @@ def write_lora(
 
 
 def _kohya(prefixes: Mapping[str, str], part: str, layer: str) -> str:
-    if part not in prefixes:
-        raise ConversionError(f"{part}: no kohya file holds it, expected {', '.join(prefixes)}; use another layout")
     return prefixes[part] + layer.replace(".", "_")
 
 
@@ -90,12 +96,16 @@ def _named(layout: str, part: str, layer: str, pair: LoRAPair, prefixes: Mapping
 
 
 def _settings(parts: Mapping[str, Mapping[str, LoRAPair]]) -> dict[str, Any]:
-    """PEFT's settings of each adapted model, as diffusers keeps them: common rank and alpha, and what differs."""
+    """PEFT's settings of each adapted model, as diffusers keeps them: common rank and alpha, and what differs.
+
+    PEFT compares the ends of names, and transformers 5 has no level `text_model.`: without it, layers are found in
+    every version.
+    """
     models: dict[str, dict[str, LoRAPair]] = {}
     for part, pairs in parts.items():
         for layer, pair in pairs.items():
             model, _, name = _diffusers(part, layer).partition(".")
-            models.setdefault(model, {})[name] = pair
+            models.setdefault(model, {})[name.removeprefix("text_model.")] = pair
     out: dict[str, Any] = {}
     for model, named in models.items():
         rank, alpha = _commonest(named, lambda p: p.rank), _commonest(named, lambda p: p.alpha or p.rank)

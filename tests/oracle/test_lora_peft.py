@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from i2v.lora import merge
 from i2v.models.clip_text import CLIPTextConfig, CLIPTextModel
-from i2v.models.lora import TrainedLoRA
+from i2v.models.lora import LoRAPair, TrainedLoRA
 from i2v.models.unet import UNet
 from weights_convert.layouts.lora import Base
 from weights_convert.write_lora import LAYOUTS, write_lora
@@ -150,3 +150,39 @@ def test_diffusers_reads_what_we_write(kind: str, layout: str, tmp_path: Path) -
     with torch.no_grad():
         plain = unet(**given(cfg))
     assert relative(got.detach(), want) < TOLERANCE < 0.01 < relative(plain, want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_transformers_text_encoder_reads_what_we_write(layout: str, tmp_path: Path) -> None:
+    """With ranks and alphas that differ from layer to layer, whatever levels the class has in its names.
+
+    Of a kohya file diffusers makes the settings itself, and then finds no single alphas in transformers 5.
+    """
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64}
+    config = transformers.CLIPTextConfig(
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=12, eos_token_id=98, **sizes
+    )
+    reference = transformers.CLIPTextModel(config).eval()
+    generator = torch.Generator().manual_seed(3)
+    pairs, changes = {}, {}
+    for n, leaf in enumerate(("self_attn.q_proj", "self_attn.v_proj", "self_attn.out_proj")):
+        rank, alpha, layer = 2 + n % 2, 5.0 + n % 2 * (layout != "kohya"), f"encoder.layers.{n % 2}.{leaf}"
+        down, up = (torch.randn(shape, generator=generator) * 0.1 for shape in ((rank, 32), (32, rank)))
+        pairs[f"text_model.{layer}"], changes[layer] = LoRAPair(down, up, alpha), alpha / rank * up @ down
+    base = Base("small", CONFIGS["miniature"], (32,))
+    path = write_lora(tmp_path / "x.safetensors", {"text_encoder": pairs}, base, layout)
+
+    state, alphas, metadata = Pipeline.lora_state_dict(str(path), return_lora_metadata=True)
+    wanted = {key.removeprefix("text_model."): value.clone() for key, value in reference.state_dict().items()}
+    for layer, change in changes.items():
+        wanted[f"{layer}.weight"] += change
+    Pipeline.load_lora_into_text_encoder(
+        state, alphas, reference, prefix="text_encoder", metadata=metadata, adapter_name="x"
+    )
+    for name, module in reference.named_modules():
+        if hasattr(module, "merge") and hasattr(module, "get_base_layer"):
+            module.merge()
+            key = name.removeprefix("text_model.") + ".weight"
+            torch.testing.assert_close(module.get_base_layer().weight, wanted[key], msg=key)
+            del changes[name.removeprefix("text_model.")]
+    assert not changes, "every layer is changed"

@@ -10,6 +10,7 @@ import torch
 from lora_files import (
     SMALL,
     TEXT,
+    UNET,
     draw,
     flat,
     toy,
@@ -55,8 +56,14 @@ def test_what_is_not_written(tmp_path: Path) -> None:
         write_lora(path, {"unet": {}}, SMALL)
     with pytest.raises(ConversionError, match="small has no layer unet.down_blocks.7"):
         write_lora(path, {"unet": {"down_blocks.7.resnets.0.conv1": one}}, SMALL)
-    with pytest.raises(ConversionError, match="text_encoder_2: no kohya file holds it, expected unet, motion"):
-        write_lora(path, {"text_encoder_2": {f"{TEXT}v_proj": one}}, SMALL)
+    for layout in LAYOUTS:
+        with pytest.raises(
+            ConversionError, match="small has no text_encoder_2, expected unet, motion, text_encoder; na"
+        ):
+            write_lora(path, {"text_encoder_2": {f"{TEXT}v_proj": one}}, SMALL, layout)
+        wide = {"unet": {f"{UNET}attn1.to_q": LoRAPair(draw(2, 40), draw(32, 2))}}
+        with pytest.raises(ConversionError, match=r"to_q changes a weight \(32, 40\), expected \(32, 32\), that of sm"):
+            write_lora(path, wide, SMALL, layout)
     middle = {"unet": {"conv_in": LoRAPair(draw(2, 4, 1, 1), draw(32, 2, 1, 1), None, draw(2, 2, 3, 3))}}
     with pytest.raises(ConversionError, match="middle tensor, which only the layout kohya holds"):
         write_lora(path, middle, SMALL)
