@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i2v.models.clip_text import CLIP_L, OPENCLIP_BIGG, CLIPTextConfig, CLIPTextModel
 from i2v.models.clip_vision import VIT_BIGG14, VIT_H14, VIT_L14, CLIPVisionConfig, CLIPVisionModel
-from weights_convert.detect import detect, recognise
+from weights_convert.detect import detect, recognise, split_parts, to_published
 from weights_convert.rules import convert
 
 TEXT_H = CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16, projection_dim=1024)
@@ -104,6 +104,16 @@ def test_every_arrangement_gives_whole_networks(name: str) -> None:
             wanted = {key: tuple(value.shape) for key, value in network(config).state_dict().items()}
         ours = {key.removeprefix(f"{part}."): tuple(v.shape) for key, v in found.items() if key.startswith(f"{part}.")}
         assert ours == wanted
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_written_is_known_again(name: str) -> None:
+    """Without the temperature of the loss, which is not kept, and without a text tower that serves no base."""
+    tensors = FILES[name]()
+    parts = split_parts(convert(tensors, detect(tensors).build(tensors.keys(), False), name)[0])
+    written = to_published(parts, name)
+    alone = {"clip-h14": "clip-vision-h14", "openclip-h14": "openclip-vision-h14"}
+    assert detect(written).name == alone.get(name, name)
 
 
 def test_which_text_tower_is_read() -> None:

@@ -133,7 +133,7 @@ def _both(
     has: dict[str, Shape | None] = {
         "text_projection.weight": (vision.projection_dim, width),
         "visual_projection.weight": (vision.projection_dim, vision.hidden_size),
-        "logit_scale": (),
+        "text_model.embeddings.token_embedding.weight": (None, width),
     }
     given = towers(text, vision)
     start = "" if text is None else f"{given['parts'][0]}."
