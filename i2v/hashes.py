@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from i2v.media.output_file import OutputError, write_whole
@@ -22,7 +22,7 @@ def sha256(path: Path, done: Callable[[int], object] = lambda count: None) -> st
     `done` is told the bytes of each piece.
     """
     if path.is_dir():
-        return _of_folder(path, lambda inside: sha256(inside, done))
+        return of_files(files_of(path), path, lambda inside: sha256(inside, done))
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -37,7 +37,7 @@ def known_sha256(path: Path) -> str:
     What is known lies in `memory_file()`; where that cannot be read or written, the file is hashed each time.
     """
     if path.is_dir():
-        return _of_folder(path, known_sha256)
+        return of_files(files_of(path), path, known_sha256)
     path = path.resolve()
     before, began = _stamp(path), time.time_ns()
     if before[0] < SMALL:
@@ -57,9 +57,10 @@ def memory_file() -> Path:
     return Path.home() / ".cache" / "i2v-adapter" / "sha256.json"
 
 
-def _of_folder(folder: Path, of_file: Callable[[Path], str]) -> str:
+def of_files(inside_it: Iterable[Path], folder: Path, of_file: Callable[[Path], str] = sha256) -> str:
+    """Of the names and hashes of some files in a folder."""
     digest = hashlib.sha256()
-    for inside in files_of(folder):
+    for inside in inside_it:
         digest.update(f"{inside.relative_to(folder).as_posix()} {of_file(inside)}\n".encode())
     return digest.hexdigest()
 

@@ -15,14 +15,14 @@ from i2v.models.clip_text import CLIPTextConfig
 from i2v.models.unet import UNetConfig
 from i2v.models.vae import VAEConfig
 from weights_convert import diffusers_configs, files, own_format
-from weights_convert.detect import KNOWN, completed, is_pipeline, named, read_pipeline, recognise, split_parts
+from weights_convert.detect import KNOWN, completed, files_of, is_pipeline, named, read_pipeline, recognise, split_parts
 from weights_convert.layout import Layout, always
 from weights_convert.layouts.clip import clip_text, clip_vision
 from weights_convert.layouts.diffusers_folder import SUBFOLDERS
 from weights_convert.layouts.diffusers_unet import diffusers_unet
 from weights_convert.layouts.vae import vae_diffusers
 from weights_convert.lora import FOLDER_FILES, LoRAFile, read_lora
-from weights_convert.refusals import Refusal
+from weights_convert.refusals import Refusal, refused
 from weights_convert.rules import ConversionError, Rule, account
 
 IP_ADAPTER = "ip-adapter.safetensors"
@@ -43,6 +43,11 @@ class Content:
     problem: str = ""  # what else this is, or why it is not known
     refusal: Refusal | None = None  # the kind that `problem` tells of, if it is a known one
     known: bool = True  # False: nobody knows what it is
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that its weights lie in."""
+        return files_of(_weights(self.path))
 
     def rules(self, ema: bool = True) -> list[Rule]:
         """Of the layout."""
@@ -82,11 +87,13 @@ def look(path: Path, layout: str | None = None) -> list[Content]:
 def _file(path: Path, layout: str | None) -> Content:
     if own_format.part_name(path):
         part = own_format.read_part(path)
-        return Content(path, part.tensors, files.read(path)[1], own=part, part=path.stem)
-    tensors, metadata = files.read(_weights(path))
+        metadata = files.read(path, widen=False)[1]
+        return Content(path, part.tensors, metadata, own=part, part=own_format.part_name(path))
+    tensors, metadata = files.read(_weights(path), widen=False)  # 8-bit floats are what they are, and stay unread
     if layout is not None:
         return Content(path, tensors, metadata, layout=named(layout))
-    return _recognised(path, tensors, metadata, _config(path))
+    # of a known other kind nobody asks for a config that could be read
+    return _recognised(path, tensors, metadata, None if refused(tensors, metadata) else _config(path))
 
 
 def _weights(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,12 +13,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from i2v.hashes import sha256
+from i2v.hashes import of_files, sha256
 from i2v.models.unet import UNetConfig
 from i2v.parts import CONFIGS, KINDS
 from weights_convert import files, own_format, write_diffusers
 from weights_convert.contents import Content, accounted, look
-from weights_convert.detect import files_of, named
+from weights_convert.detect import named
 from weights_convert.diffusers_configs import FOLDERS, NoSetting
 from weights_convert.known import LAYOUTS
 from weights_convert.layout import Layout, still_needed
@@ -29,7 +31,7 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat1
 OWN, MODULE, DIFFUSERS = "own", "i2v-module", "diffusers"
 TARGETS = (OWN, MODULE, DIFFUSERS, *(layout.name for layout in LAYOUTS))
 TORCH_ENDINGS = (".pth", ".ckpt", ".bin", ".pt")
-ANEW = "take the whole file anew, or leave the part out with --parts; `check` lists everything"
+ANEW = "take the whole file anew; `check` lists everything"
 UNKNOWN_BASE = "own"  # the family of a network of a size that was never published
 
 
@@ -53,47 +55,63 @@ def convert(job: Job) -> Json:
 
     Raises ConversionError with every problem, OSError for what is not there or cannot be written.
     """
-    parts, tokenizer = _gather(job)
+    parts, read = _gather(job)
+    tokenizer = _tokenizer(job.source, parts)
     unet = _unet(job, parts)
     if job.to == OWN:
-        return _to_own(job, parts, unet, tokenizer)
+        return _to_own(job, parts, unet, tokenizer, read)
     _compare(job, parts, unet)
     if job.to == DIFFUSERS:
         return _to_diffusers(job, parts, unet, tokenizer)
     return _to_layout(job, parts, named(_layout_name(job, parts)))
 
 
-def _gather(job: Job) -> tuple[dict[str, Part], dict[str, str]]:
-    """The source's parts with their base and configs settled, and its tokenizer's text files."""
+def _gather(job: Job) -> tuple[dict[str, Part], list[Path]]:
+    """The source's parts with their base and configs settled, and the files that these lie in."""
     parts: dict[str, Part] = {}
+    read: list[Path] = []
     problems: list[str] = []
     contents = look(job.source, job.layout)
-    for content in contents:
-        if (content.problem or content.lora) and not job.parts:
-            lora = "this is a LoRA, expected a part of a model; it is not converted: give it to sample.py with --lora"
-            raise ConversionError(f"{content.path}: {content.problem or lora}")
-        if content.problem or content.lora:
+    found = [(content, accounted(content, job.family, job.ema)) for content in contents]
+    there = list(dict.fromkeys(name for _, result in found for name in result.parts))
+    unread = [content for content in contents if content.problem or content.lora]
+    if unread and not job.parts:
+        raise _unread(unread[0], there)
+    for content, result in found:
+        if content in unread:
             continue
-        result = accounted(content, job.family, job.ema)
         problems += [f"{content.path}: {text}" for text in result.problems]
-        for name, part in result.parts.items():
-            if not job.parts or name in job.parts:
-                if job.to == OWN and name not in KINDS:  # before anything else is asked for
-                    raise ConversionError(
-                        f"{job.source}: no network here reads a {name}, expected {', '.join(KINDS)}; name one of its "
-                        "own layouts with --to"
-                    )
-                parts[name] = _settled(job, content, name, part)
+        wanted = {name: part for name, part in result.parts.items() if not job.parts or name in job.parts}
+        read += content.files if wanted else []
+        for name, part in wanted.items():
+            if job.to == OWN and name not in KINDS:  # before anything else is asked for
+                raise ConversionError(
+                    f"{job.source}: no network here reads a {name}, expected {', '.join(KINDS)}; name one of its "
+                    "own layouts with --to"
+                )
+            if name in parts:
+                raise ConversionError(
+                    f"{content.path}: a second {name} in {job.source}, expected one; give the file that you mean"
+                )
+            parts[name] = _settled(job, content, name, part)
     if problems:
         raise ConversionError(f"{job.source}: not what its layout describes, {listed(problems)}\n{ANEW}")
     absent = [name for name in job.parts if name not in parts]
+    if absent and unread:
+        raise _unread(unread[0], there)
     if absent or not parts:
-        there = ", ".join(sorted({name for c in contents for name in accounted(c, job.family, job.ema).parts}))
         raise ConversionError(
-            f"{job.source}: it has no part {' or '.join(absent)}, expected {there or 'none'} as --parts; name these or "
-            "give another file"
+            f"{job.source}: it has no part {' or '.join(absent)}, expected {', '.join(sorted(there)) or 'none'} as "
+            "--parts; name these or give another file"
         )
-    return parts, _tokenizer(job.source, parts)
+    return parts, read
+
+
+def _unread(content: Content, there: list[str]) -> ConversionError:
+    """Why a file or a folder's part is not converted; `there` are the parts beside it that could be."""
+    lora = "this is a LoRA, expected a part of a model; it is not converted: give it to sample.py with --lora"
+    rest = f"\nto convert what else is there, give --parts {' '.join(there)}" if there else ""
+    return ConversionError(f"{content.path}: {content.problem or lora}{rest}")
 
 
 def _settled(job: Job, content: Content, name: str, part: Part) -> Part:
@@ -149,11 +167,12 @@ def _unet(job: Job, parts: Mapping[str, Part]) -> UNetConfig:
 def _compare(job: Job, parts: Mapping[str, Part], unet: UNetConfig) -> None:
     problems = [text for name, part in parts.items() for text in misfits(name, part.tensors, part.config, unet)]
     if problems:
-        raise ConversionError(f"{job.source}: does not fit the model, {listed(problems)}\n{ANEW}")
+        advice = f"{ANEW}, or leave the part out with --parts"
+        raise ConversionError(f"{job.source}: does not fit the model, {listed(problems)}\n{advice}")
 
 
 def _free(paths: list[Path], overwrite: bool) -> None:
-    there = [str(path) for path in paths if path.exists()]
+    there = [str(path) for path in paths if os.path.lexists(path)]  # a link to nothing is there too
     if there and not overwrite:
         raise FileExistsError(f"{', '.join(there)}: already there, expected names that are free; give --overwrite, or "
                               "leave parts out with --parts")  # fmt: skip
@@ -162,16 +181,13 @@ def _free(paths: list[Path], overwrite: bool) -> None:
 @contextmanager
 def _bar(parts: Mapping[str, Part], dtype: torch.dtype | None, name: str, more: int = 0) -> Iterator[tqdm]:
     """Counts the bytes that are written, and `more` that are read before; shown when it takes more than a second."""
-    total = sum(
-        t.numel() * (dtype if dtype is not None and t.is_floating_point() else t.dtype).itemsize
-        for part in parts.values()
-        for t in part.tensors.values()
-    )
+    tensors = [t for part in parts.values() for t in part.tensors.values()]
+    total = sum(t.numel() * files.kind_in_file(t, dtype).itemsize for t in tensors)
     with tqdm(total=total + more, unit="B", unit_scale=True, desc=name, delay=1) as bar:
         yield bar
 
 
-def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mapping[str, str]) -> Json:
+def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mapping[str, str], read: list[Path]) -> Json:
     folder = job.target
     if folder.is_file() or folder.suffix == ".safetensors":
         raise ConversionError(f"{folder}: a file, expected a folder, with one file per part in our format; name one")
@@ -186,21 +202,49 @@ def _to_own(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mappi
     _compare(job, parts, unet)
     paths = {name: folder / f"{name}.safetensors" for name in parts}
     _free(list(paths.values()), job.overwrite)
+    texts = _new_texts(folder, tokenizer, job.overwrite)
     kind = str(job.dtype).removeprefix("torch.") if job.dtype else "as stored"
-    recipe = {"converted_from": job.source.name, "dtype": kind, "by": "python -m weights_convert convert"}
-    hashed = sum(p.stat().st_size for p in (files_of(job.source) if job.source.is_dir() else [job.source]))
-    with _bar(parts, job.dtype, str(folder), hashed) as bar:
-        sources = {job.source.name: sha256(job.source, bar.update)}
+    source = Path(os.path.abspath(job.source)).name  # of "." too, and a link keeps its name
+    recipe = {"converted_from": source, "dtype": kind, "by": "python -m weights_convert convert"}
+    written: list[Path] = []
+    with _bar(parts, job.dtype, str(folder), sum(p.stat().st_size for p in read)) as bar:
+        sources = {source: _sha256(job.source, read, bar)}
         for name, part in parts.items():
             known = part.facts.get("sources") or {}
-            own_format.write_part(paths[name], part, job.dtype, recipe, {**known, **sources}, bar.update)
-    written = list(paths.values())
-    for name, text in tokenizer.items():
-        if not (folder / name).exists():
-            own_format.write_text(folder / name, text)
-            written.append(folder / name)
+            with files.after(written):
+                own_format.write_part(paths[name], part, job.dtype, recipe, {**known, **sources}, bar.update)
+            written.append(paths[name])
+    for name, text in texts.items():
+        own_format.write_text(folder / name, text)
+        written.append(folder / name)
     have = [name for name in CONFIGS if (folder / f"{name}.safetensors").is_file()]
     return {"written": [str(p) for p in written], "needs": list(still_needed(tuple(bases), have)), "left_out": {}}
+
+
+def _sha256(source: Path, read: list[Path], bar: tqdm) -> str:
+    """Of the file, or of the names and hashes of the files that were read of a folder or an index."""
+    if read == [source]:
+        return sha256(source, bar.update)
+    folder = source if source.is_dir() else source.parent
+    return of_files(read, folder, lambda inside: sha256(inside, bar.update))
+
+
+def _new_texts(folder: Path, tokenizer: Mapping[str, str], overwrite: bool) -> dict[str, str]:
+    """The tokenizer's files that are to be written. Raises FileExistsError where another tokenizer's are there."""
+    there = {name: folder / name for name in tokenizer if (folder / name).is_file()}
+    other = [str(p) for n, p in there.items() if _words(n, p.read_text(encoding="utf-8")) != _words(n, tokenizer[n])]
+    if other and not overwrite:
+        raise FileExistsError(f"{', '.join(other)}: of another tokenizer than the text encoder's, expected the same; "
+                              "name another folder or give --overwrite")  # fmt: skip
+    return {name: text for name, text in tokenizer.items() if name not in there or str(there[name]) in other}
+
+
+def _words(name: str, text: str) -> Any:
+    """What such a file says, however it is laid out."""
+    try:
+        return json.loads(text) if name.endswith(".json") else text.split()
+    except ValueError:
+        return text
 
 
 def _to_diffusers(job: Job, parts: dict[str, Part], unet: UNetConfig, tokenizer: Mapping[str, str]) -> Json:
@@ -274,10 +318,20 @@ def _to_layout(job: Job, parts: Mapping[str, Part], layout: Layout) -> Json:
             files.write(path, tensors, {"format": "pt"}, job.dtype, bar.update)
         else:
             whole = files.cast(tensors, job.dtype, path) if job.dtype else tensors
-            whole = {key: tensor.contiguous().clone() for key, tensor in whole.items()}
-            files.write_atomic(path, lambda out: torch.save(whole, out))
+            whole = {key: tensor.to(files.kind_in_file(tensor)).contiguous().clone() for key, tensor in whole.items()}
+            content = _nested(whole) if layout.kind == "IP-Adapter" else whole
+            files.write_atomic(path, lambda out: torch.save(content, out))
     left = {name: f"{layout.name} has no place for it" for name in parts if name not in kept}
     return {"written": [str(path)], "left_out": left, "needs": []}
+
+
+def _nested(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """IP-Adapter's .bin files hold two dicts, image_proj and ip_adapter, and their loaders read no others."""
+    out: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        group, _, name = key.partition(".")
+        out.setdefault(group, {})[name] = tensor
+    return out
 
 
 def shown(facts: Json) -> str:
