@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from i2v.parts import KINDS
 from weights_convert import check_file, convert_file, inspect_file
 from weights_convert.known import LAYOUTS
 from weights_convert.networks import FAMILIES
 from weights_convert.rules import ConversionError
 
 COMMANDS = ("inspect", "check", "convert")
-PARTS = tuple(KINDS)
+PARTS = tuple(convert_file.KINDS)
 DOES_NOT_FIT, MISTAKE = 1, 2
 
 
