@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from i2v.config import ConfigError
-from i2v.jobs import PICTURES
 from i2v.media.clip_file import counted
+from i2v.media.picture_file import PICTURES
 from i2v.picture import Fit
 from i2v.replay import Recipe, recipe, sha256_of
 from i2v.video import PictureError, SettingsError, read_image

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from i2v import picture
 from i2v.config import ConfigError
-from i2v.media.clip_file import VideoError, counted, read_video
-from i2v.media.picture_file import PictureError, read_image
+from i2v.media.clip_file import VideoError, counted, each_frame
+from i2v.media.picture_file import PICTURES, PictureError, read_image
 from i2v.models.conditioning import ContextKV
 from i2v.models.controlnet import ControlNet
 from i2v.picture import Fit
@@ -28,7 +29,8 @@ from i2v.sources import listed, with_scale
 
 CANNY = "canny"  # the type whose pictures are ordinary ones: their edges are drawn here
 CANNY_THRESHOLDS = (100, 200)  # those that the published edge ControlNets were trained with
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+MOVING = (".gif", ".webp")  # of pictures that may be clips
+ANIMATED_PNG = b"\0\0\0\x08acTL"  # the head of the part that makes a PNG file one, before its picture
 MAX_SCALE = 100
 
 Frames = NDArray[np.uint8]
@@ -71,8 +73,11 @@ class Maps:
 
     def facts(self) -> dict[str, Any]:
         """By which a later run knows them again: the sha256 is that of the maps' pixels."""
-        digest = hashlib.sha256(self.frames.tobytes()).hexdigest()
-        return {"type": self.control.type, "file": str(self.control.path), "sha256": digest}
+        digest = hashlib.sha256()
+        for frame in self.frames:  # not all at once: those of a single picture would be copied for it
+            digest.update(frame.tobytes())
+        facts = {"type": self.control.type, "file": str(self.control.path), "scale": self.control.scale}
+        return {**facts, "sha256": digest.hexdigest()}
 
 
 def looked_at(request: Request, types: Sequence[str], steps: int) -> list[Maps]:
@@ -108,12 +113,18 @@ def read_maps(texts: Sequence[str], num_frames: int, size: tuple[int, int], fit:
     how: Fit = "stretch" if fit == "released" else fit  # whose interpolation would tear thin lines
     out = []
     for control in map(Control.parse, texts):
-        frames = np.stack([picture.fit(frame, *size, how) for frame in _read(control, num_frames)])
-        if control.type == CANNY:
-            frames = np.stack([canny(frame) for frame in frames])
-        if len(frames) == 1:
-            frames = np.repeat(frames, num_frames, axis=0)
-        out.append(Maps(control, frames))
+        made: list[Frames] = []
+        try:
+            # each is fitted as it comes, so that no clip lies in memory at its own size; one too many tells that there
+            # are too many
+            for frame in islice(_pictures(control), num_frames + 1):
+                fitted = picture.fit(frame, *size, how)
+                made.append(canny(fitted) if control.type == CANNY else fitted)
+        except (PictureError, VideoError, OSError) as error:
+            raise ConfigError(f"--control {control.type}: {error}") from None
+        _check_count(control, len(made), num_frames)
+        alone = len(made) == 1  # then it is not copied for every frame
+        out.append(Maps(control, np.broadcast_to(made[0], (num_frames, *size, 3)) if alone else np.stack(made)))
     return out
 
 
@@ -123,43 +134,49 @@ def canny(frame: Frames) -> Frames:
     return np.repeat(np.asarray(edges, np.uint8)[..., None], 3, axis=2)
 
 
-def _read(control: Control, num_frames: int) -> Sequence[Frames]:
-    """One picture, or as many as there are frames."""
+def _pictures(control: Control) -> Iterator[Frames]:
+    """Those of a folder or pattern in the order in which people count, or a clip's, each read when it is asked for."""
     path = control.path
-    try:
-        if path.is_dir():
-            files = [p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
-        elif glob.has_magic(str(path)) and not path.exists():
-            files = [Path(found) for found in glob.glob(str(path))]
-        else:
-            return _counted(control, _file(path, num_frames, control.ground), num_frames)
-        if not files:
-            raise ConfigError(f"{control}: no pictures there; give a picture, a folder or pattern of them, or a clip")
-        files = sorted(files, key=lambda file: counted(file.name))
-        return _counted(control, [read_image(file, control.ground) for file in files], num_frames)
-    except (PictureError, VideoError, OSError) as error:
-        raise ConfigError(f"--control {control.type}: {error}") from None
+    if path.is_dir():
+        files = [p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
+    elif glob.has_magic(str(path)) and not path.exists():
+        files = [Path(found) for found in glob.glob(str(path))]
+    else:
+        return _file(path, control.ground)
+    if not files:
+        raise ConfigError(f"{control}: no pictures there; give a picture, a folder or pattern of them, or a clip")
+    files.sort(key=lambda file: counted(str(file)))  # the whole path: frames may have a folder each
+    return (_picture(file, control.ground) for file in files)
 
 
-def _file(path: Path, num_frames: int, ground: int) -> Sequence[Frames]:
-    """A picture alone, or a clip's frames, one more than needed at most."""
-    if path.suffix.lower() in PICTURES:
-        try:
-            clip = read_video(path) if path.suffix.lower() == ".webp" else None  # which may move
-        except VideoError:
-            clip = None
-        return [read_image(path, ground)] if clip is None or len(clip) == 1 else list(clip)
+def _file(path: Path, ground: int) -> Iterator[Frames]:
+    """A picture alone, or a clip's frames."""
+    ending = path.suffix.lower()
+    if ending not in PICTURES:
+        return each_frame(path)
+    if ending not in MOVING:
+        return iter([_picture(path, ground)])
+    clip = each_frame(path)
     try:
-        return list(read_video(path, count=num_frames + 1))
+        first = list(islice(clip, 2))
     except VideoError:
-        return list(read_video(path))  # shorter than that, or not a clip at all
+        first = []
+    return chain(first, clip) if len(first) > 1 else iter([_picture(path, ground)])
 
 
-def _counted(control: Control, frames: Sequence[Frames], num_frames: int) -> Sequence[Frames]:
-    if len(frames) in (1, num_frames):
-        return frames
-    many = f"more than {num_frames}" if len(frames) > num_frames else str(len(frames))
-    fewer = f", or --num-frames {len(frames)}" if 1 < len(frames) < num_frames else ""
+def _picture(path: Path, ground: int) -> Frames:
+    found = read_image(path, ground)
+    if path.suffix.lower() == ".png" and ANIMATED_PNG in path.read_bytes().partition(b"IDAT")[0]:
+        raise PictureError(f"{path}: an animated PNG, expected a picture that stands still; give its frames as a "
+                           "folder of pictures, or as a video, GIF or WebP")  # fmt: skip
+    return found
+
+
+def _check_count(control: Control, count: int, num_frames: int) -> None:
+    if count in (1, num_frames):
+        return
+    many = f"more than {num_frames}" if count > num_frames else str(count)
+    fewer = f", or --num-frames {count}" if count < num_frames else ""
     raise ConfigError(
         f"{control}: {many} pictures for a video of {num_frames} frames; give one for each frame, or a single "
         f"one for all{fewer}"
@@ -222,10 +239,11 @@ class Residuals:
                 size_ids=text.size_ids,
                 scale=scale,
             )
-            total = [a + b for a, b in zip(total, found)] if total else found
+            # taken off the lists, so that each sum takes the place of what it is made of
+            total = [total.pop(0) + found.pop(0) for _ in range(len(total))] if total else found
         if bool(self.silent[list(frames)].any()):
             heard = (~self.silent[list(frames)]).to(latents).repeat(clips)[:, None, None, None]
-            total = [residual * heard for residual in total]
+            total = [total.pop(0) * heard for _ in range(len(total))]
         return total
 
     def _hint(self, number: int, frames: Sequence[int]) -> Tensor:

@@ -23,6 +23,7 @@ from i2v.control import looked_at
 from i2v.device import Place
 from i2v.diffusion.frame_similarity_prior import timesteps_from
 from i2v.free_memory import is_out_of_memory
+from i2v.media.picture_file import PICTURES
 from i2v.replay import Recipe, described, recipe
 from i2v.request import Request
 from i2v.sources import CONTROLNET
@@ -33,7 +34,6 @@ MISTAKES = (ValueError, OSError, RuntimeError, MemoryError)
 ALONE = Place()
 A = TypeVar("A")
 B = TypeVar("B")
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pnm", ".pbm", ".pgm", ".ppm", ".avif"}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from numpy.typing import NDArray
 from i2v import picture
 from i2v.config import ConfigError
 from i2v.control import CANNY_THRESHOLDS, Control, Maps, Residuals, canny, check_types, read_maps
+from i2v.media import clip_file
 from i2v.models.controlnet import ControlNet, ControlNetConfig
 from i2v.models.unet import UNetConfig
 from i2v.prompt import TextConditioning
@@ -62,6 +67,53 @@ def test_every_way_to_give_them(folder: Path, path: str) -> None:
     assert np.abs(found.frames[::-1].astype(int) - want).mean() > 6
 
 
+def test_a_folder_for_each_frame(folder: Path) -> None:
+    """Whose names count, while the pictures' own are all the same."""
+    frames = clip(12)
+    for number in sorted(range(12), key=lambda number: number * 5 % 12):  # as a file system may list them
+        Path(f"each/frame_{number}").mkdir(parents=True)
+        cv2.imwrite(f"each/frame_{number}/depth.png", frames[number][..., ::-1])
+    (found,) = read("depth=each/*/depth.png", num_frames=12)
+    assert np.array_equal(found.frames, np.stack([picture.fit(frame, *SIZE) for frame in frames]))
+
+
+def test_pictures_of_every_kind_are_found_in_a_folder(folder: Path) -> None:
+    Path("grey").mkdir()
+    for number, frame in enumerate(clip()):
+        cv2.imwrite(f"grey/{number}.pgm", frame[..., 0])
+    assert np.array_equal(read("depth=grey")[0].frames, read("depth=grey/*.pgm")[0].frames)
+
+
+@pytest.mark.parametrize("path", ["clip.mp4", "clip.gif", "clip.webp"])
+def test_a_clip_is_decoded_once(folder: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    for name in ("_video", "_webp"):
+        real = getattr(clip_file, name)
+
+        def spy(path: Path, real: Any = real) -> Iterator[NDArray[np.uint8]]:
+            for frame in real(path):
+                decoded.append(str(path))
+                yield frame
+
+        monkeypatch.setattr(clip_file, name, spy)
+    read(f"depth={path}")
+    assert decoded == [path] * FRAMES
+
+
+def test_an_animated_png_is_refused(folder: Path) -> None:
+    """Its first picture alone would be read, as a map that stands still."""
+    data = Path("one.png").read_bytes()
+    body = b"acTL" + struct.pack(">II", 2, 0)
+    part = struct.pack(">I", 8) + body + struct.pack(">I", zlib.crc32(body))
+    Path("moves.png").write_bytes(data[:33] + part + data[33:])  # after the header
+    Path("many").mkdir()
+    Path("many/1.png").write_bytes(Path("moves.png").read_bytes())
+    for path in ("moves.png", "many"):
+        with pytest.raises(ConfigError, match=r"--control pose: .*[.]png: an animated PNG, .*; give its frames"):
+            read(f"pose={path}")
+    read("pose=one.png")
+
+
 def test_transparent_maps_lie_on_black(folder: Path) -> None:
     """As they are drawn; a picture whose edges are sought lies on white, as the first one does."""
     drawn = np.zeros((64, 96, 4), np.uint8)
@@ -70,11 +122,20 @@ def test_transparent_maps_lie_on_black(folder: Path) -> None:
     pose, edges = read("pose=lines.png", "canny=lines.png")
     assert np.array_equal(pose.frames[0], picture.fit(drawn[..., :3], *SIZE)) and pose.frames.any()
     assert not edges.frames.any(), "white on white has no edges"
+    picture_of = np.where(drawn[..., 3:] > 0, drawn, np.uint8([10, 200, 90, 0]))
+    done, data = cv2.imencode(".gif", picture_of)
+    assert done
+    Path("lines.gif").write_bytes(data.tobytes())
+    corner = read("pose=lines.gif")[0].frames[0, 0, 0]
+    assert corner.max() < 8, "a GIF that stands still is a picture, too"
 
 
 def test_a_single_picture_serves_every_frame(folder: Path) -> None:
     (found,) = read("pose=one.png")
-    assert np.array_equal(found.frames, np.repeat(picture.fit(clip()[0], *SIZE)[None], FRAMES, 0))
+    whole = np.repeat(picture.fit(clip()[0], *SIZE)[None], FRAMES, 0)
+    assert np.array_equal(found.frames, whole) and found.frames.strides[0] == 0, "without a copy for each"
+    assert found.facts()["sha256"] == hashlib.sha256(whole.tobytes()).hexdigest()
+    assert found.facts() == {"type": "pose", "file": "one.png", "scale": 1.0, "sha256": found.facts()["sha256"]}
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,18 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None, strid
     return np.stack(frames)
 
 
+def each_frame(path: str | Path) -> Iterator[NDArray[np.uint8]]:
+    """As `read_video`, all frames one after the other: none of them is held, and their sizes are not compared.
+
+    Raises `VideoError` when there is no such file or nothing can be decoded.
+    """
+    frame = None
+    for frame in _frames(Path(path)):
+        yield frame
+    if frame is None:
+        raise VideoError(f"{path}: no frame could be decoded; it is damaged or not a video")
+
+
 def counted(name: str) -> list[tuple[int, str]]:
     """To sort names by, in the order in which people count: 2.png before 10.png."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"([0-9]+)", name)]

@@ -17,6 +17,7 @@ MAX_SIDE = 16_384  # twice 8K; past this a file is a mistake or a decompression 
 MAX_PIXELS = 200_000_000  # the largest phone cameras; 0.6 GB once decoded
 MAX_BYTES = 1 << 30  # no picture within the limits above is larger
 READABLE = "PNG, JPEG, WebP, GIF, BMP, TIFF, PNM or AVIF"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pnm", ".pbm", ".pgm", ".ppm", ".avif"}
 
 
 class PictureError(ValueError):
