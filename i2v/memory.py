@@ -173,7 +173,7 @@ def footprint_of_run(
             net.budget = unet.budget
             hint = latents.new_empty(frames, config.channels[0], *sides)
             found = net(latents, times, text, hint, num_frames=frames, **more)
-            control = [a + b for a, b in zip(control, found)] if control else found
+            control = [control.pop(0) + found.pop(0) for _ in range(len(control))] if control else found
         kv = unet.context_kv(text, tokens)
         unet(latents, times, kv, num_frames=frames, control=control or None, deep=deep, **more)
 

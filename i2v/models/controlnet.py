@@ -78,7 +78,7 @@ class ControlNet(Encoder):
         self.controlnet_mid_block = _zero(nn.Conv2d(cfg.channels[-1], cfg.channels[-1], 1))
 
     def hint(self, pictures: Tensor) -> Tensor:
-        """Control pictures (N, 3, H, W) in [0, 1] -> (N, C, h, w): the same at every step, so made once per run.
+        """Control pictures (N, 3, H, W) in [0, 1] -> (N, C, h, w): the same at every step.
 
         Raises ValueError where height or width is no multiple of `cfg.factor`.
         """
@@ -116,8 +116,9 @@ class ControlNet(Encoder):
         cond = self.conditioning(latents, timesteps, context, num_frames, None, pooled, size_ids, anchor=0)
         clips = len(latents) // len(hint)
         skips, middle = self.down(self.conv_first(latents) + hint.repeat(clips, 1, 1, 1), cond)
-        out = [conv(state) for conv, state in zip(self.controlnet_down_blocks, skips)]
-        return [scaled(residual, scale) for residual in (*out, self.controlnet_mid_block(middle))]
+        # taken off the list, so that a residual takes the place of the state that it is made of
+        out = [scaled(conv(skips.pop(0)), scale) for conv in self.controlnet_down_blocks]
+        return [*out, scaled(self.controlnet_mid_block(middle), scale)]
 
 
 def controlnet_from(unet: UNet, hint_channels: tuple[int, ...] = ControlNetConfig.hint_channels) -> ControlNet:

@@ -348,6 +348,7 @@ class UNet(Encoder):
         context, image_tokens: (B, L, C) or (B*F, L, C); a `ContextKV` stands for both.
         pooled, size_ids: SDXL only, (B, P) and (B, 6), or B*F rows.
         control: ControlNet residuals, one per skip connection, then one for the middle; B*F rows, or B for all frames.
+            A list is emptied: they are as large as the skip connections, and each is let go of when it has been added.
         anchor: the frame whose keys and values the I2V-Adapter shares.
         conditions: G, how many predictions to make of the same latents and timesteps, the halves of guidance: all other
             arguments and the result have G times the rows above, the first condition's first. What comes before the
@@ -371,8 +372,10 @@ class UNet(Encoder):
         if control is not None:
             if len(control) != len(skips) + 1:
                 raise ValueError(f"control has {len(control)} tensors, expected {len(skips)} for the skips, 1 for mid")
-            skips = [per_condition(s, cond) + per_frame(c, cond.rows) for s, c in zip(skips, control)]
-            x = x + per_frame(control[-1], len(x))
+            left = control if isinstance(control, list) else list(control)
+            x = x + per_frame(left.pop(), len(x))
+            for i in reversed(range(len(skips))):
+                skips[i] = per_condition(skips[i], cond) + per_frame(left.pop(), cond.rows)
 
         states = [*skips, x]
         del skips, x

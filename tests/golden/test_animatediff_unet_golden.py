@@ -50,7 +50,7 @@ def run(data, unet: UNet, t: int, device, control=None) -> torch.Tensor:
         extra = {"pooled": data.inputs["text_embeds"].to(device), "size_ids": data.inputs["time_ids"].to(device)}
     context = data.inputs["encoder_hidden_states"].to(device)
     timesteps = torch.full((clips,), t, device=device)
-    out = unet(fold(sample).to(device), timesteps, context, num_frames=frames, control=control, **extra)
+    out = unet(fold(sample).to(device), timesteps, context, num_frames=frames, control=control and [*control], **extra)
     return unfold(out, clips)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from miniature import CLIPS, CONFIG, FRAMES, base, complete, inputs, randomize
@@ -90,6 +92,28 @@ def test_scale_multiplies_and_several_add_up() -> None:
     unet = complete()
     both = [a + b for a, b in zip(one, residuals(other, maps()))]
     assert (run(unet, both) - run(unet, one)).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_residuals_are_let_go_of_as_they_are_added() -> None:
+    """They are as large as the skip connections: at most one of both lives when the way up begins."""
+    net, unet = made(base()), complete()
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    states: list[weakref.ref[Tensor]] = []
+    for conv in net.controlnet_down_blocks:
+        conv.register_forward_pre_hook(lambda _, given: states.append(weakref.ref(given[0])))
+    net.controlnet_mid_block.register_forward_pre_hook(
+        lambda *_: alive.append(sum(state() is not None for state in states))
+    )
+    control = residuals(net, maps(), 0.5)
+    assert alive == [0], "nor what they are made of"
+    held += [weakref.ref(tensor) for tensor in control]
+    unet.up_blocks[0].register_forward_pre_hook(lambda *_: alive.append(sum(tensor() is not None for tensor in held)))
+    kept = [tensor.clone() for tensor in control]
+    out = run(unet, control)
+    assert alive == [0, 0] and control == []
+    assert torch.equal(run(unet, tuple(kept)), out) and len(kept) > 1, "a tuple is left as it is"  # type: ignore
 
 
 def test_text_keys_made_once_are_its_own() -> None:

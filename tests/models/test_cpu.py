@@ -270,7 +270,7 @@ def test_what_conditions_share_is_computed_once(unet):
     assert apart(once, unet(**(double | two), num_frames=FRAMES)) < EXACT
     assert apart(once[: len(given["latents"])], unet(**given, num_frames=FRAMES)) < EXACT
     control = [draw(2 * len(given["latents"]), c, *s, seed=7) for c, s in control_shapes(unet, given["latents"])]
-    once = unet(**(given | two), num_frames=FRAMES, conditions=2, control=control)
+    once = unet(**(given | two), num_frames=FRAMES, conditions=2, control=[*control])
     assert apart(once, unet(**(double | two), num_frames=FRAMES, control=control)) < EXACT
 
 

@@ -95,7 +95,7 @@ def both(pair, tensors, control=None) -> tuple[torch.Tensor, torch.Tensor]:
     if control is not None:
         extra |= {"down_block_additional_residuals": control[:-1], "mid_block_additional_residual": control[-1]}
     want = reference(tensors["latents"], tensors["timesteps"], tensors["context"], **extra).sample
-    return unet(**tensors, control=control), want
+    return unet(**tensors, control=None if control is None else [*control]), want
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:
