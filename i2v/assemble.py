@@ -172,7 +172,7 @@ def plan(files: ModelFiles, wanted: Iterable[str] = PARTS) -> Plan:
     given += [(name, path) for name in PART_OF if (path := getattr(files, name)) is not None]
     opened = [(name, _open(name, path)) for name, path in given]
     _preset_files(made, opened)
-    made.sources += [*opened, *(_controlnet(text) for text in files.controlnet)]
+    made.sources += [*opened, *_controlnets(files.controlnet)]
     for name, source in made.sources:
         _take(made, name, source)
     _tokenizer(made)
@@ -185,13 +185,19 @@ def plan(files: ModelFiles, wanted: Iterable[str] = PARTS) -> Plan:
     return made
 
 
-def _controlnet(text: str) -> tuple[str, Source]:
+def _controlnets(texts: Iterable[str]) -> list[tuple[str, Source]]:
     """TYPE=FILE -> the name of the part, and its file."""
-    kind, sign, path = text.partition("=")
-    if not (sign and kind and path):
-        raise ConfigError(f"--controlnet {text}: expected TYPE=FILE; write it as in "
-                          "--controlnet canny=control_v11p_sd15_canny.pth")  # fmt: skip
-    return CONTROLNET + kind, _open("controlnet", Path(path))
+    given: dict[str, str] = {}
+    for text in texts:
+        kind, sign, path = text.partition("=")
+        if not (sign and kind and path):
+            raise ConfigError(f"--controlnet {text}: expected TYPE=FILE; write it as in "
+                              "--controlnet canny=control_v11p_sd15_canny.pth")  # fmt: skip
+        if kind in given:
+            raise ConfigError(f"--controlnet {text}: {kind} has {given[kind]} already, expected one file for a type; "
+                              "leave one out or give it a type of its own")  # fmt: skip
+        given[kind] = path
+    return [(CONTROLNET + kind, _open("controlnet", Path(path))) for kind, path in given.items()]
 
 
 def _open(name: str, path: Path) -> Source:

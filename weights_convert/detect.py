@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weights_convert import files
+from weights_convert import diffusers_configs, files
 from weights_convert.known import LAYOUTS, Layout
 from weights_convert.layout import still_needed
 from weights_convert.layouts.diffusers_folder import SUBFOLDERS
@@ -99,7 +99,10 @@ def read_parts(path: str | Path, layout: str | None = None, ema: bool = True) ->
     (see `detect` and `rules.convert`).
     """
     tensors, metadata = read_pipeline(Path(path)) if is_pipeline(Path(path)) else files.read(path, widen=False)
-    return to_parts(tensors, str(path), layout, ema, metadata)
+    parts = to_parts(tensors, str(path), layout, ema, metadata)
+    if parts.layout.parts == ("controlnet",) and parts.layout.name.endswith("-diffusers"):
+        diffusers_configs.check_controlnet(Path(path))
+    return parts
 
 
 def is_pipeline(path: Path) -> bool:

@@ -5,8 +5,10 @@ diffusers calls the number of heads `attention_head_dim`; that slip of its early
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from i2v.models.clip_text import CLIPTextConfig
@@ -53,7 +55,8 @@ def to_json(config: Any, unet: UNetConfig | None = None) -> Json:
 def from_json(values: Mapping[str, Any], where: str) -> Any:
     """Our config for a config.json, or None for another kind of network.
 
-    Also for a MotionAdapter: its settings do not say which group norms pool over frames, its weights tell the version.
+    None, too, for a MotionAdapter (its settings do not say which group norms pool over frames, its weights tell the
+    version) and a ControlNet, whose weights tell its sizes.
     Raises ConversionError where a setting that decides the network is missing or is none that we have.
     """
     kind = values.get("_class_name") or (values.get("architectures") or [""])[0]
@@ -63,6 +66,7 @@ def from_json(values: Mapping[str, Any], where: str) -> Any:
         "CLIPTextModel": _text_from,
         "CLIPTextModelWithProjection": _text_from,
         "CLIPVisionModelWithProjection": _vision_from,
+        "ControlNetModel": _controlnet_from,
     }
     if kind not in readers:
         return None
@@ -74,6 +78,20 @@ def from_json(values: Mapping[str, Any], where: str) -> Any:
         raise ConversionError(
             f"{where}: not a {kind} that is supported ({error}), expected one of Stable Diffusion's; use another file"
         ) from error
+
+
+def check_controlnet(path: Path) -> None:
+    """Raises ConversionError where a config.json in or beside a ControlNet's folder names a setting that is not
+    supported: it computes something else, and the weights do not show it."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConversionError(f"{file}: no json ({error}), expected it; take it again with the weights") from error
+    if isinstance(values, dict) and values.get("_class_name") == "ControlNetModel":
+        from_json(values, str(file))
 
 
 def _unet(cfg: UNetConfig) -> Json:
@@ -254,6 +272,14 @@ def _vision_from(values: Mapping[str, Any]) -> CLIPVisionConfig:
         projection_dim=values["projection_dim"],
         **_sizes(values),
     )
+
+
+def _controlnet_from(values: Mapping[str, Any]) -> None:
+    if values.get("global_pool_conditions"):
+        raise ValueError("global_pool_conditions is true, which averages what it says over the picture")
+    order = values.get("controlnet_conditioning_channel_order", "rgb")
+    if order != "rgb":
+        raise ValueError(f"controlnet_conditioning_channel_order is {order}, not rgb")
 
 
 def _motion(cfg: MotionConfig, unet: UNetConfig) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from test_cli_full_size import FILES, sparse
 
 import sample
+from i2v import load, replay
 from i2v.load import save_part
 from i2v.models.controlnet import controlnet_from
 from i2v.models.unet import UNet
@@ -71,6 +73,49 @@ def test_made_and_made_again(run: Run) -> None:
     assert code == 0 and "the control pictures are others" in out
 
 
+def test_the_same_maps_elsewhere_make_the_same_video(run: Run) -> None:
+    """Neither made again nor told to be others; another scale is."""
+    Path("jobs.jsonl").write_text('{"output": "a.mp4"}\n')
+    again = ("--jobs", "jobs.jsonl", *QUICK, "--output", "out")
+    assert run(*QUICK, "--control", "canny=maps:0.8", "--output", "out/a.mp4")[0] == 0
+    Path("maps").rename("moved")
+    code, out, _ = run(*again, "--control", "canny=moved:0.8")
+    assert code == 0 and "is there already, made with these settings" in out
+    code, _, err = run(*again, "--control", "canny=moved:0.7")
+    assert code == 2 and "already exists" in err
+    code, out, _ = run("--from", "out/a.mp4", "--control", "canny=moved:0.80", "--output", "b.mp4")
+    assert code == 0 and "\nmade as recorded" in out
+    code, out, _ = run("--from", "out/a.mp4", "--control", "canny=moved:0.7", "--output", "c.mp4")
+    assert code == 0 and "the scales of control were [0.8], are [0.7]" in out
+
+
+def test_videos_that_are_older_than_what_is_recorded_now(run: Run) -> None:
+    """Their scale stands in the text of the flag; their tokenizer is not known."""
+    assert run(*QUICK, "--control", "canny=maps:0.8", "--output", "a.mp4")[0] == 0
+    now = read_settings("a.mp4")
+    old = json.loads(json.dumps(now))
+    del old["controls"][0]["scale"], old["weights"]["tokenizer"]
+    assert replay.Recipe(Path("a.mp4"), old).changes(now) == []
+    old["request"]["control"] = ["canny=maps:0.7"]
+    assert replay.Recipe(Path("a.mp4"), old).changes(now) == ["the scales of control were [0.7], are [0.8]"]
+
+
+def test_a_controlnet_that_is_not_used(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither read nor counted among the weights."""
+    assert run(*QUICK, "--control", "canny=maps", "--output", "out/a.mp4")[0] == 0
+    built: list[set[str]] = []
+    build = load.build
+    monkeypatch.setattr(load, "build", lambda plan, *a, **k: built.append({*plan.parts}) or build(plan, *a, **k))
+    more = ("--controlnet", f"pose={model / 'controlnet.safetensors'}")
+    Path("jobs.jsonl").write_text('{"output": "a.mp4"}\n')
+    code, out, _ = run("--jobs", "jobs.jsonl", *QUICK, *more, "--control", "canny=maps", "--output", "out")
+    assert code == 0 and "is there already" in out and not built
+    code, out, _ = run("--from", "out/a.mp4", *more, "--output", "b.mp4")
+    assert code == 0 and "\nmade as recorded" in out
+    assert "not read: the ControlNet for pose, which no --control names" in out
+    assert {name for name in built[0] if name.startswith("controlnet")} == {"controlnet canny"}
+
+
 def test_several_at_once(run: Run, model: Path) -> None:
     """Also with the memory that they need, which is told before they are read."""
     code, out, _ = run(*QUICK, "--controlnet", f"pose={model / 'controlnet.safetensors'}", "--control", "canny=maps",
@@ -93,6 +138,7 @@ def test_several_at_once(run: Run, model: Path) -> None:
         (["--control", "canny=maps", "--control-start", "2"], ["--control-start 2"]),
         (["--controlnet", "canny"], ["--controlnet canny", "TYPE=FILE"]),
         (["--controlnet", "pose=nowhere.pth"], ["nowhere.pth"]),
+        (["--controlnet", "pose=a.pth", "pose=b.pth"], ["--controlnet pose=b.pth", "has a.pth already"]),
     ],
 )
 def test_what_is_wrong_is_one_line_and_code_2(run: Run, argv: list[str], words: list[str]) -> None:
@@ -122,11 +168,21 @@ def test_published_files_at_full_size(manifest: Manifest, tmp_path: Path, capsys
     def check(*types: str) -> tuple[int, str]:
         given = [f"{name}={tmp_path}/control/{name}.safetensors" for name in types]
         code = sample.main(["--preset", "i2v-sd15", "--models", str(tmp_path), "--check", "--controlnet", *given])
-        return code, capsys.readouterr().out
+        return code, "".join(capsys.readouterr())
 
     code, out = check("pose", "canny")
     assert code == 0 and "complete, every shape fits" in out
     assert out.count("361,279,120") == 2 and "controlnet pose" in out and "controlnet-sd15-diffusers" in out
+    settings = {"_class_name": "ControlNetModel", "global_pool_conditions": False}
+    config = tmp_path / "control" / "config.json"
+    config.write_text(json.dumps(settings))
+    assert check("canny")[0] == 0
+    for name, value in (("global_pool_conditions", True), ("controlnet_conditioning_channel_order", "bgr")):
+        config.write_text(json.dumps({**settings, name: value}))
+        assert check("pose")[0] == 0, "in original names it is another's settings"
+        code, out = check("canny")
+        assert code == 2 and f"a ControlNetModel that is supported ({name} is" in out and out.count("\n") == 1, out
+    config.unlink()
     code, out = check("xl")
     assert code == 2
     assert "goes with sdxl, expected sd15 for --preset i2v-sd15; take one made for Stable Diffusion 1.5" in out
