@@ -106,11 +106,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     plan.refuse()
     checker = jobs.Checker(plan, cfg.overwrite, several, todo)
 
+    plan = jobs.without_unused(plan, todo, print)
     model = memory.Fitting(plan, own_device(cfg.device, place()), cfg.dtype, cfg.memory, cfg.decode_chunk,
                            cfg.decode_tile, cfg.guidance_in_turn, print, cfg.compile)  # fmt: skip
+    if cfg.dry_run and several:
+        return tell_all(todo, checker, model)
     if cfg.dry_run:
-        for job in todo:
-            print(job.name, model.report(checker.check(job).request), sep="\n")
+        print(todo[0].name, model.report(checker.check(todo[0]).request), sep="\n")
         return 0
 
     def make(job: jobs.Ready) -> tuple[Stream, Written]:
@@ -141,6 +143,16 @@ def run(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def tell_all(todo: Sequence[jobs.Job], checker: jobs.Checker, model: memory.Fitting) -> int:
+    """What `--dry-run` prints of several jobs. One that is impossible stops no other and is told again at the end."""
+    failed = []
+    for job in todo:
+        ready = jobs.tried(checker.check, job)
+        print(job.name, ready if isinstance(ready, str) else model.report(ready.request), sep="\n")
+        failed += [f"  {job.name}: {ready}"] if isinstance(ready, str) else []
+    return end(failed, len(todo))
+
+
 def make_all(
     todo: Sequence[jobs.Job], checker: jobs.Checker, make: Callable[[jobs.Ready], tuple[Stream, Written]], best_of: int
 ) -> int:
@@ -155,8 +167,13 @@ def make_all(
             if len(videos) > 1:
                 print("\n".join(ranking(videos)))
             videos = []
+    return end(failed, len(todo))
+
+
+def end(failed: Sequence[str], count: int) -> int:
+    """Tells of the jobs, of `count`, that failed, a line each; returns the exit code."""
     if failed:
-        print(f"sample.py: error: {len(failed)} of {len(todo)} failed", *failed, sep="\n", file=sys.stderr)
+        print(f"sample.py: error: {len(failed)} of {count} failed", *failed, sep="\n", file=sys.stderr)
     return 2 if failed else 0
 
 

@@ -199,6 +199,16 @@ def _target(output: Path) -> Path:
     return output.with_suffix("") if output.suffix.lower() == ".png" else output
 
 
+def without_unused(plan: Plan, todo: Sequence[Job], say: Callable[[str], object]) -> Plan:
+    """The plan without the ControlNets that no job's control names, which would be read and held for nothing."""
+    used = {CONTROLNET + text.partition("=")[0] for job in todo for text in job.request.control}
+    unused = [name for name in plan.parts if name.startswith(CONTROLNET) and name not in used]
+    if unused:
+        types = " and ".join(name.removeprefix(CONTROLNET) for name in unused)
+        say(f"not read: the ControlNet for {types}, which no --control names")
+    return replace(plan, parts={name: part for name, part in plan.parts.items() if name not in unused})
+
+
 class Checker:
     """Looks at jobs before any weight is read, and gives each a name of its own.
 
@@ -285,7 +295,7 @@ def make_all(
     here: of several processes each checks all jobs, so that all agree on the names, and makes its own share.
     """
     bar = tqdm(todo, "looking at the jobs", delay=2, leave=False)
-    checked = [_tried(checker.check, job) for job in bar]
+    checked = [tried(checker.check, job) for job in bar]
     checker.forget()
     for number, (job, ready) in enumerate(zip(todo, checked), 1):
         if (number - 1) % here.count != here.rank:
@@ -296,7 +306,7 @@ def make_all(
             yield number, job, f"{ready.output} is there already, made with these settings", ready.output
         else:
             began = time.monotonic()
-            written = _tried(make, ready)
+            written = tried(make, ready)
             if isinstance(written, Written):
                 note = f"; {written.note}" if written.note else ""
                 told = f"{written.path} ({written.codec}{note}), {time.monotonic() - began:.1f} s"
@@ -305,7 +315,8 @@ def make_all(
                 yield number, job, written, None
 
 
-def _tried(step: Callable[[A], B], given: A) -> B | str:
+def tried(step: Callable[[A], B], given: A) -> B | str:
+    """What the step returns, or one of the `MISTAKES` in one line."""
     try:
         return step(given)
     except MISTAKES as error:

@@ -180,6 +180,18 @@ def test_what_fails_is_told_and_stops_no_other(run: Run, monkeypatch: pytest.Mon
         run("--image", "in/a.png", "in/c.png", "--seed", "5")
 
 
+def test_a_dry_run_tells_of_every_job(run: Run, loads: list[int]) -> None:
+    """Also after an impossible one, which is named."""
+    file = write({"image": "none.png"}, {"image": "in/a.png", "p": 7}, {"image": "in/c.png"})
+    code, out, err = run("--jobs", file, "--dry-run")
+    assert code == 2 and not loads and not videos()
+    lines = out.splitlines()
+    assert "none.png" in lines[lines.index("jobs.jsonl line 1") + 1] and out.count("denoising") == 1
+    assert "jobs.jsonl line 3" in lines and "2 of 3 failed" in err and "  jobs.jsonl line 2: --p 7" in err
+    code, _, err = run("--image", "none.png", "--dry-run")
+    assert code == 2 and err.startswith("sample.py: error: none.png") and err.count("\n") == 1
+
+
 def test_nothing_is_loaded_where_all_is_wrong(run: Run, loads: list[int]) -> None:
     code, _, err = run("--jobs", write({"image": "x.png"}, {"image": "y.png"}))
     assert code == 2 and "2 of 2 failed" in err and not loads and not videos()
