@@ -227,8 +227,8 @@ class Facts(Mapping[str, dict[str, Any]]):
 
 
 def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Name and sha256 of every file that the plan uses, the scales of LoRA and how many layers they change, and where
-    weights are held as int8: what is recorded with a video."""
+    """Name and sha256 of every file that the plan uses, the scales of LoRA, whether their alpha counts and how many
+    layers they change, where weights are held as int8, and the tokenizer: what is recorded with a video."""
     facts: dict[str, dict[str, Any]] = {}
     for name, part in plan.parts.items():
         facts[name] = {"file": part.source.path.name, "sha256": part.source.sha256}
@@ -236,7 +236,9 @@ def facts_of(plan: Plan) -> dict[str, dict[str, Any]]:
             facts[name]["int8"] = True
     for number, ((name, path, scale), count) in enumerate(zip(plan.loras, plan.layers, strict=True), 1):
         made = {"file": path.name, "sha256": known_sha256(weights_of(path)), "scale": scale, "layers": count}
-        facts[f"{name} {number}"] = made
+        facts[f"{name} {number}"] = {**made, "ignore_alpha": True} if plan.files.lora_ignore_alpha else made
+    for tokenizer in plan.tokenizers()[:1]:  # the second one differs in what it pads with
+        facts["tokenizer"] = {"sha256": tokenizer.sha256}
     return facts
 
 

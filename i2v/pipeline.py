@@ -34,7 +34,7 @@ from i2v.models.unet import DeepFeatures, UNet
 from i2v.models.vae import VAE
 from i2v.presets import Preset
 from i2v.prompt import Encoded, OneEncoder, TextConditioning, TwoEncoders, join
-from i2v.replay import described
+from i2v.replay import described, weights_in_use
 from i2v.request import FirstFrame, Fit, Posterior, Request, Sampler, UnconditionalImage, active_steps
 from i2v.residency import Residency, during, needed
 from i2v.video import read_image
@@ -50,8 +50,8 @@ class Result:
     """A finished video: frames (F, H, W, 3) uint8 RGB, and all that is needed to make it again.
 
     settings: "request" (every number used), "preset", "files" (what the user put in place of the preset's),
-    "pictures" (with their frames) and "weights" (names and sha256), "versions", and "run", which changes the last bits
-    at most.
+    "pictures" (with their frames) and "weights" (names and sha256), "versions", and "run": how it was made, which
+    changes the last bits, and with `decode_tile`, which is not exact, a little more.
     drift: how far the frames' colours wander from the first, and how near known frames are, see `picture.finish`.
     """
 
@@ -131,7 +131,7 @@ class I2VPipeline:
         posterior: Posterior = "mode",
         unconditional_image: UnconditionalImage | None = None,
         loop: bool = False,
-        control: Sequence[str] = (),
+        control: str | Sequence[str] = (),
         control_scale: float = 1.0,
         control_start: float = 0.0,
         control_end: float = 1.0,
@@ -145,13 +145,14 @@ class I2VPipeline:
         None stands for the preset's value. `i2v.request.Request` has the meaning and range of each argument.
         Raises ConfigError for a value out of its range, before anything is computed.
         """
+        control = (control,) if isinstance(control, str) else tuple(control)
         request = Request(
             prompt=prompt, negative_prompt=negative_prompt, seed=seed, steps=steps, guidance_scale=guidance_scale,
             guidance_start=guidance_start, guidance_end=guidance_end, deep_every=deep_every, num_frames=num_frames,
             window=window, window_overlap=window_overlap, window_anchor=window_anchor, fps=fps, height=height,
             width=width, fit=fit, sampler=sampler, t0=t0, p=p, motion_scale=motion_scale, i2v_scale=i2v_scale,
             ip_scale=ip_scale, color_match=color_match, first_frame=first_frame, posterior=posterior,
-            unconditional_image=unconditional_image, loop=loop, control=tuple(control), control_scale=control_scale,
+            unconditional_image=unconditional_image, loop=loop, control=control, control_scale=control_scale,
             control_start=control_start, control_end=control_end, control_first_frame=control_first_frame,
         )  # fmt: skip
         return self.run(image, request, progress)
@@ -197,7 +198,7 @@ class I2VPipeline:
         drift: dict[str, Any] = {}
         chunks = self.decoded(latents, progress)
         frames = picture.finished(chunks, fitted, request.color_match, request.first_frame, drift)
-        weights = {name: dict(facts) for name, facts in self.weights.items()}
+        weights = {name: dict(facts) for name, facts in weights_in_use(self.weights, request.control).items()}
         if count := sum("_loras" in m.__dict__ for part in (self.unet, self.text_encoder) for m in part.modules()):
             weights["LoRAs merged in Python"] = {"sha256": "not known", "layers": count}
         settings = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from i2v.config import ConfigError, to_dict
+from i2v.control import Control
 from i2v.picture import released_size
 from i2v.request import Request
+from i2v.sources import CONTROLNET
 from i2v.video import read_settings
 
 Picture = NDArray[np.uint8]
@@ -71,7 +73,9 @@ class Recipe:
         for group in ("versions", "run"):
             for name, old in self.settings[group].items():
                 if old != (new := now[group].get(name)):
-                    lines.append(f"{name} was {old}, is {new}; the last bits may differ")
+                    tiles = name == "decode_tile"
+                    much = "the video differs slightly: tiles are not exact" if tiles else "the last bits may differ"
+                    lines.append(f"{name} was {old}, is {new}; {much}")
         return lines
 
     def changes(self, now: Mapping[str, Any]) -> list[str]:
@@ -82,20 +86,32 @@ class Recipe:
         for frame in sorted(before.keys() | after.keys()):
             if before.get(frame) != after.get(frame):
                 lines.append(f"the picture of frame {frame} is another")
-        maps = [[one.get("sha256") for one in made.get("controls", [])] for made in (was, now)]
-        if maps[0] != maps[1]:
+        (types, maps, scales), (types_now, maps_now, scales_now) = (_controls(made) for made in (was, now))
+        if types != types_now:
+            lines.append(f"the types of control were {types}, are {types_now}")
+        elif maps != maps_now:
             lines.append("the control pictures are others")
-        for name in sorted(was["weights"].keys() | now["weights"].keys()):
-            then, here = (made["weights"].get(name, {}) for made in (was, now))
+        elif scales != scales_now:
+            lines.append(f"the scales of control were {scales}, are {scales_now}")
+        weights, weights_now = (
+            weights_in_use(made["weights"], made["request"].get("control", [])) for made in (was, now)
+        )
+        for name in sorted(weights.keys() | weights_now.keys()):
+            if name == "tokenizer" and not {name} <= weights.keys() & weights_now.keys():
+                continue  # of an older video: not known
+            then, here = (made.get(name, {}) for made in (weights, weights_now))
             old, new = (facts.get("sha256", "absent") for facts in (then, here))
             if old != new:
                 lines.append(f"the weights of {name} are others: sha256 {old[:12]} then, {new[:12]} now")
             elif then.get("scale") != here.get("scale"):
                 lines.append(f"the scale of {name} was {then.get('scale')}, is {here.get('scale')}")
+            elif then.get("ignore_alpha") != here.get("ignore_alpha"):
+                lines.append(f"the alpha of {name} was {_counted(then)}, is {_counted(here)}")
             elif then.get("int8") != here.get("int8"):
                 lines.append(f"the weights of {name} were held {_held(then)}, are held {_held(here)}")
         fresh = to_dict(Request())  # of settings that the video is older than
-        for name in sorted(was["request"].keys() | now["request"].keys()):
+        # control is compared above: the same maps may lie elsewhere now
+        for name in sorted((was["request"].keys() | now["request"].keys()) - {"control"}):
             before, after = (made["request"].get(name, fresh.get(name)) for made in (was, now))
             if before != after:
                 lines.append(f"{name} was {before!r}, is {after!r}")
@@ -104,6 +120,28 @@ class Recipe:
 
 def _held(facts: Mapping[str, Any]) -> str:
     return "as int8" if facts.get("int8") else "exactly"
+
+
+def _counted(facts: Mapping[str, Any]) -> str:
+    return "ignored" if facts.get("ignore_alpha") else "taken into account"
+
+
+def _controls(settings: Mapping[str, Any]) -> tuple[list[str], list[str], list[float]]:
+    """Type, sha256 and scale of each control of a video."""
+    controls = settings.get("controls", [])
+    # a video that is older than the scale among its facts holds it in the flag's text
+    scales = [Control.parse(text).scale for text in settings["request"].get("control", [])]
+    return (
+        [one.get("type") for one in controls],
+        [one.get("sha256") for one in controls],
+        [one.get("scale", scale) for one, scale in zip(controls, scales)],
+    )
+
+
+def weights_in_use(weights: Mapping[str, Mapping[str, Any]], control: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Without the ControlNets that no `control` of a request names: they change nothing."""
+    used = {CONTROLNET + text.partition("=")[0] for text in control}
+    return {name: facts for name, facts in weights.items() if not name.startswith(CONTROLNET) or name in used}
 
 
 def recipe(path: Path) -> Recipe:

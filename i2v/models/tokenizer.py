@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,6 +127,13 @@ class Tokenizer:
                 for word in words(piece):
                     out += self._word(word)
         return out
+
+    @property
+    def sha256(self) -> str:
+        """Of vocabulary and merges, however their files are laid out; in hexadecimal."""
+        merges = sorted(self._ranks, key=self._ranks.__getitem__)
+        text = json.dumps([sorted(self.vocab.items()), merges])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, text: str | Sequence[str], length: int | None = None) -> Tensor:
         """One text or N -> LongTensor (N, length), by default the tokenizer's own length. Longer texts are cut."""

@@ -20,6 +20,7 @@ from i2v import assemble, replay
 from i2v.assemble import ModelFiles
 from i2v.load import load, save_part
 from i2v.models.controlnet import controlnet_from
+from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet
 from i2v.presets import PRESETS
 from i2v.video import read_settings, read_video, write_video
@@ -129,7 +130,9 @@ def test_a_video_from_published_files(run: Run, sets: Path, preset: str) -> None
     code, out, err = run("--preset", preset, "--models", folder, "--image", "cat.png", "--prompt", "a cat", *QUICK)
     assert code == 0, err
     assert read_video(Path("out.mp4")).shape == (3, 64, 64, 3)
-    used = {facts["file"]: facts["sha256"] for facts in read_settings(Path("out.mp4"))["weights"].values()}
+    weights = read_settings(Path("out.mp4"))["weights"]
+    assert len(weights.pop("tokenizer")["sha256"]) == 64
+    used = {facts["file"]: facts["sha256"] for facts in weights.values()}
     assert used.keys() == {Path(name).name for name in small_published.SETS[preset][1]}
     assert all(len(digest) == 64 for digest in used.values())
 
@@ -207,9 +210,34 @@ def test_recorded_and_made_again_or_told_what_is_gone(run: Run, sets: Path, tmp_
     other = json.loads(json.dumps(recorded))
     other["weights"]["lora 1"]["scale"] = 0.7
     assert replay.recipe(Path("out.mp4")).differences(other) == ["the scale of lora 1 was 0.5, is 0.7"]
+    other["weights"]["lora 1"] |= {"scale": 0.5, "ignore_alpha": True}
+    alpha = "the alpha of lora 1 was taken into account, is ignored"
+    assert replay.recipe(Path("out.mp4")).differences(other) == [alpha]
+    code, out, _ = run("--from", "out.mp4", "--lora-ignore-alpha", "--steps", "2", "--output", "alpha.mp4")
+    assert code == 0 and alpha in out and "the alpha of motion_lora 2 was" in out
     style.unlink()
     code, _, err = run("--from", "out.mp4", "--output", "three.mp4")
     assert code == 2 and "style.safetensors" in err and "--lora" in err and err.count("\n") == 1
+
+
+def test_another_tokenizer_is_another_setting(run: Run, sets: Path, tmp_path: Path) -> None:
+    """Known by what it holds: CLIP's own as files, laid out otherwise, is the same."""
+    clip = Tokenizer.clip()
+    merges = sorted(clip._ranks, key=clip._ranks.__getitem__)
+    for name, vocab in (("same", clip.vocab), ("other", {**clip.vocab, "cat</w>": 7, "!": 2368})):
+        Path(name).mkdir()
+        Path(name, "vocab.json").write_text(json.dumps(vocab, indent=1))
+        Path(name, "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    given = sd15(sets, "--image", "cat.png", "--prompt", "a cat", "--steps", "2", "--num-frames", "3")
+    Path("jobs.jsonl").write_text('{"output": "a.mp4"}\n')
+    jobs = (*given, "--jobs", "jobs.jsonl")
+    assert run(*jobs)[0] == 0
+    code, out, _ = run(*jobs, "--tokenizer", "same")
+    assert code == 0 and "is there already" in out
+    code, _, err = run(*jobs, "--tokenizer", "other")
+    assert code == 2 and "a.mp4 already exists" in err
+    code, out, _ = run("--from", "a.mp4", "--tokenizer", "other", "--output", "b.mp4")
+    assert code == 0 and "the weights of tokenizer are others" in out
 
 
 def test_an_own_part_takes_a_published_ones_place(run: Run, sets: Path, tmp_path: Path) -> None:
