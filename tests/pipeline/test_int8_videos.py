@@ -132,7 +132,8 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_recorded_and_made_again(run: Callable[..., tuple[int, str]], folder: Path) -> None:
-    given = ("--image", "cat.png", "--weights", str(folder), "--steps", "2", "--num-frames", "3")
+    given = ("--image", "cat.png", "--weights", str(folder), "--steps", "2", "--num-frames", "3",
+             "--control", "canny=cat.png")  # fmt: skip
     assert run(*given, "--int8", "--output", "one.mp4")[0] == run(*given, "--output", "exact.mp4")[0] == 0
     facts = read_settings(Path("one.mp4"))
     assert facts["files"] == {"weights": str(folder), "int8": True}
