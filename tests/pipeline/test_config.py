@@ -76,6 +76,7 @@ def test_repeatable_flags_add_up() -> None:
         (["--xyzzy"], ["--xyzzy", "--help"]),
         (["--colour-match"], ["did you mean --color-match?"]),
         (["--no-colour-match"], ["did you mean --no-color-match?"]),
+        (["--do-color-match"], ["did you mean --color-match?"]),  # and not the contrary, which is spelt more alike
         (["--data-dir", "clips"], ["did you mean --data?"]),
         (["--mode", "up"], ["--mode", "left", "right"]),
         (["--num-frames", "many"], ["--num-frames", "many"]),
