@@ -37,6 +37,7 @@ from i2v.models.lora import LoRAPair, TrainedLoRA, layers_of
 from i2v.models.tokenizer import Tokenizer
 from i2v.models.unet import UNet
 from i2v.models.vae import VAE, Posterior
+from i2v.parts import CONFIGS
 from i2v.pipeline import I2VPipeline
 from i2v.presets import PRESETS
 from i2v.prompt import OneEncoder
@@ -308,7 +309,9 @@ class Networks:
     def export(self, folder: Path, trained: Mapping[str, Tensor], **facts: Any) -> None:
         """One file per part. Parts without a trained tensor are copied from `init` to the byte, so that hashes stay.
 
-        A trained LoRA is the file lora.safetensors beside them, for sample.py's --lora.
+        So are parts that `init` has and this run did not build, adapters beside a base that is trained, unless the
+        schedule is another: they were not trained for it. A trained LoRA is the file lora.safetensors beside them, for
+        sample.py's --lora.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self.lora is not None:
@@ -324,8 +327,12 @@ class Networks:
             extra: dict[str, Any] = {"schedule": self.schedule} if name in ("motion", "unet") else {}
             extra |= {"control": CANNY} if name == "controlnet" else {}
             load.save_part(folder / f"{name}.safetensors", dict(tensors), self.configs.get(name), **extra, **facts)
-        carried = ["vae.safetensors", "image_encoder.safetensors", *load.TEXT_FILES]
-        for file in carried:
+        kept = (
+            CONFIGS.keys() - self.modules().keys()
+            if self.schedule == self.stored_schedule
+            else {"vae", "image_encoder"}
+        )
+        for file in [*(f"{name}.safetensors" for name in sorted(kept)), *load.TEXT_FILES]:
             source = self.init / file
             if source.is_file() and folder.resolve() != self.init.resolve():
                 shutil.copyfile(source, folder / file)

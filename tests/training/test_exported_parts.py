@@ -68,3 +68,18 @@ def test_one_stage_follows_another(toy: Toy, tmp_path: Path) -> None:
     assert schedule_of(header) == TINY_SCHEDULE
     second = toy.build(toy.config(init=first, parts=("motion", "i2v_adapter"))).named_parameters()
     assert all(torch.equal(second[k], after[k].float()) for k in trained)
+
+
+def test_parts_that_a_run_did_not_build_stay_in_the_folder(toy: Toy, tmp_path: Path) -> None:
+    """A base that is trained without its adapters keeps them, to the byte; with another schedule it does not."""
+    whole = toy.run(tmp_path / "1", steps=1)
+    again = {"init": whole, "parts": ("none",), "train": ("unet.*",), "num_frames": 1, "clean_first": False, "steps": 1}
+    base = toy.run(tmp_path / "2", **again)
+    assert {p.name for p in base.iterdir()} == {p.name for p in whole.iterdir()}
+    changed = {p.name for p in base.iterdir() if p.read_bytes() != (whole / p.name).read_bytes()}
+    assert changed == {"unet.safetensors"}
+    assert len(load(folder=base)("examples/red_ball.png", "a red ball", steps=1, num_frames=2).frames) == 2
+    other = toy.run(tmp_path / "3", **again, prediction="sample")
+    assert not {"motion.safetensors", "i2v_adapter.safetensors", "ip_adapter.safetensors"} & {
+        p.name for p in other.iterdir()
+    }
