@@ -66,10 +66,10 @@ class MiniatureEvaluation:
 
 
 def world_of(cfg: MiniatureEvaluation) -> WorldConfig:
-    """The level that is given, or the one in the recipe of the motion modules."""
+    """The level that is given, or the one that the I2V-Adapter, the last part to be trained, was trained on."""
     name = cfg.world
     if name is None:
-        part = header((cfg.weights or WEIGHTS / "tiny") / "motion.safetensors")
+        part = header((cfg.weights or WEIGHTS / "tiny") / "i2v_adapter.safetensors")
         name = dict(part.metadata.get("recipe", {})).get("world")
         if name is None:
             raise ConfigError(f"{part.path} does not say on which level it was trained; give --world")
