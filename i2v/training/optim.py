@@ -34,9 +34,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Mapping[str, Tens
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> None:
-    """Inverse of `optimizer_tensors`."""
+    """Inverse of `optimizer_tensors`. The slots get their parameters' memory format: fused AdamW on a CPU goes through
+    parameter, gradient and slots as they lie in memory, whatever their strides.
+
+    Raises ValueError for the state of a parameter that is not among `named`.
+    """
     for key, value in state.items():
         slot, name = key.split(".", 1)
         if name not in named:
             raise ValueError(f"optimizer state names {name!r}, which is not trained now")
-        optimizer.state[named[name]][slot] = value.to(named[name].device, copy=True)
+        parameter = named[name]
+        like = parameter if value.shape == parameter.shape else value  # the count of steps is a scalar
+        slot_tensor = torch.empty_like(like, dtype=value.dtype, device=parameter.device)
+        optimizer.state[parameter][slot] = slot_tensor.copy_(value)

@@ -166,7 +166,7 @@ def test_mistakes_in_a_recipe(vocabulary: Path, tmp_path: Path, stage: dict[str,
 def test_a_stage_goes_on_with_the_settings_that_it_began_with(
     kind: str, vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The VAE's and CLIP's own loops, as train.py's."""
+    """The VAE's and CLIP's own loops, as train.py's; and ends with the bits of the unbroken one."""
     index = [s["kind"] for s in STAGES].index(kind)
     folder, out = write(tmp_path / "recipe", vocabulary, STAGES[: index + 1]), tmp_path / "out"
     save = vae.checkpoint.save
@@ -187,6 +187,9 @@ def test_a_stage_goes_on_with_the_settings_that_it_began_with(
         run(write(tmp_path / "recipe", vocabulary, changed), out)
     assert run(write(tmp_path / "recipe", vocabulary, STAGES[: index + 1]), out) == 0
     assert "going on from" in capsys.readouterr().out
+    run(folder, tmp_path / "unbroken")
+    ends = [toy_training.weights(top / kind / "step-000002") for top in (out, tmp_path / "unbroken")]
+    assert len(ends[0]) > 20 and toy_training.same(*ends)
 
 
 @pytest.mark.parametrize("script", ["vae", "clip"])
