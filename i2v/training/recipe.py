@@ -6,7 +6,8 @@ train.py's loop, "vae" and "clip" their own scripts), settings (`config`: a file
 
 Every stage starts from the folder of weights that the one before left and leaves a complete one. A finished stage is
 known by its `done.json`, which holds its settings and the hashes of what went in and came out, and is skipped; an
-unfinished one goes on from its own newest checkpoint. So the same command goes on wherever it was stopped.
+unfinished one, whose `begun.json` holds the first two, goes on from its own newest checkpoint. So the same command goes
+on wherever it was stopped, and never over other settings or other weights.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from i2v import config, load
 from i2v.config import ConfigError, flag
 from i2v.device import place
 from i2v.hashes import sha256
-from i2v.training import clip, vae
+from i2v.training import checkpoint, clip, vae
 from i2v.training.settings import FREE, Training
 from weights_convert.files import write_atomic
 
@@ -117,25 +118,33 @@ def settings_of(stage: Stage, out: Path, previous: Path, device: str) -> dict[st
     return given | {k: v for k, v in here.items() if k in (f.name for f in fields(CONFIGS[stage.kind]))}
 
 
+def made_otherwise(folder: Path, changed: Sequence[str], other: Sequence[str]) -> ConfigError:
+    """changed: settings, in words; other: names of files that went in."""
+    lines = [*changed, *(f"{name}, from which it starts, is another one" for name in other)]
+    listed = "".join(f"\n  {line}" for line in lines)
+    return ConfigError(f"{folder} was made otherwise:{listed}\ndelete {folder} to make it again, or take another --out")
+
+
 def finished(stage: Stage, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-    """Whether the stage is there as it would be made now. Raises ConfigError where it was made otherwise."""
-    done = folder / "done.json"
-    if not done.is_file():
+    """Whether the stage is there as it would be made now. Raises ConfigError where it was made otherwise, or begun
+    otherwise and can be gone on with."""
+    done, begun = folder / "done.json", folder / "begun.json"  # stages of older versions have no begun.json
+    if not done.is_file() and not (begun.is_file() and checkpoint.latest(folder)):
         return False
-    before = json.loads(done.read_text())
+    before = json.loads((done if done.is_file() else begun).read_text())
     told = {"init"} | {k for k, v in stage.settings.items() if isinstance(v, str) and PREVIOUS in v}  # by `inputs`
     names = sorted((before["settings"].keys() | settings.keys()) - FREE - told)
-    lines = [
-        f"\n  {k}: {before['settings'].get(k)!r} -> {settings.get(k)!r}"
+    changed = [
+        f"{k}: {before['settings'].get(k)!r} -> {settings.get(k)!r}"
         for k in names
         if before["settings"].get(k) != settings.get(k)
     ]
-    other = [name for name, value in sorted(before["inputs"].items()) if inputs.get(name) != value]
-    lines += [f"\n  {name}, from which it starts, is another one" for name in other]
-    if lines:
-        raise ConfigError(
-            f"{folder} was made otherwise:{''.join(lines)}\ndelete {folder} to make it again, or take another --out"
-        )
+    names = sorted(before["inputs"].keys() | inputs.keys())
+    other = [name for name in names if before["inputs"].get(name) != inputs.get(name)]
+    if changed or other:
+        raise made_otherwise(folder, changed, other)
+    if not done.is_file():
+        return False
     if hashes(folder / "weights") != before["outputs"]:
         raise ConfigError(f"{folder / 'weights'} has been changed since it was made; delete {folder} to make it again")
     return True
@@ -171,18 +180,26 @@ def carry(source: Path, target: Path) -> None:
             copy_whole(path, target / path.name)
 
 
+def copy_start(sources: Mapping[str, Path], folder: Path) -> None:
+    """What the recipe starts from. Raises ConfigError where the folder holds other files than these."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]  # left by a killed copy
+    if other := [p.name for p in there if p.name not in sources or sha256(p) != sha256(sources[p.name])]:
+        raise made_otherwise(folder.parent, [], other)
+    for name, source in sources.items():
+        if not (folder / name).exists():
+            copy_whole(source, folder / name)
+
+
 def run(cfg: Recipe, mains: Mapping[str, Main]) -> int:
     """The stages in order; 0, or the exit code of the stage that was stopped."""
     start, stages = read(cfg.recipe)
     out = cfg.out or Path("runs") / cfg.recipe.resolve().name
     previous = out / "start"
-    previous.mkdir(parents=True, exist_ok=True)
-    for name in start["files"]:
-        source = Path(start["folder"]) / name
-        if not source.is_file():
-            raise ConfigError(f"{source}: there is no such file, which the recipe in {cfg.recipe} starts from")
-        if not (previous / name).exists():
-            copy_whole(source, previous / name)
+    sources = {name: Path(start["folder"]) / name for name in start["files"]}
+    if absent := [source for source in sources.values() if not source.is_file()]:
+        raise ConfigError(f"{absent[0]}: there is no such file, which the recipe in {cfg.recipe} starts from")
+    copy_start(sources, previous)
     for number, stage in enumerate(stages, 1):
         folder = out / stage.name
         settings = settings_of(stage, out, previous, cfg.device)
@@ -193,14 +210,19 @@ def run(cfg: Recipe, mains: Mapping[str, Main]) -> int:
             print(f"stage {number} of {len(stages)}, {stage.name}", flush=True)
             file = out / f"{stage.name}.json"
             config.write_text(file, json.dumps(settings, indent=2) + "\n")
+            begun = {"settings": settings, "inputs": inputs}
+            if checkpoint.latest(folder) is None:
+                folder.mkdir(exist_ok=True)
+                config.write_text(folder / "begun.json", json.dumps(begun, indent=2) + "\n")
             if code := mains[stage.kind](["--config", str(file)]):
                 return code
             weights = folder / "weights"
             if stage.kind in PRODUCTS:
-                weights.mkdir(exist_ok=True)
+                shutil.rmtree(weights, ignore_errors=True)  # of an attempt that was stopped while it was filled
+                weights.mkdir()
                 shutil.copyfile(folder / PRODUCTS[stage.kind], weights / PRODUCTS[stage.kind])
             carry(previous, weights)
-            done = {"settings": settings, "inputs": inputs, "outputs": hashes(weights), "numbers": numbers(folder)}
+            done = {**begun, "outputs": hashes(weights), "numbers": numbers(folder)}
             config.write_text(folder / "done.json", json.dumps(done, indent=2) + "\n")
         check(stage, folder, cfg.ignore_gates)
         previous = folder / "weights"

@@ -145,6 +145,49 @@ def test_a_folder_that_has_moved_and_a_kill_while_weights_are_copied(
     assert capsys.readouterr().out.count("finished before") == 2
 
 
+def test_a_stage_that_was_begun_over_other_weights_is_not_gone_on_with(
+    vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The VAE before it is made again meanwhile, with another seed; nor is a recipe whose start has changed."""
+    stages = [STAGES[0], {**STAGES[1], "gates": []}, {"name": "decoder", "kind": "vae", "settings": VAE}]
+    folder, out = write(tmp_path / "recipe", vocabulary, stages), tmp_path / "out"
+    save = train.State.save
+
+    def dying(state: train.State) -> None:
+        save(state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.State, "save", dying)
+        run(folder, out)
+    shutil.rmtree(out / "vae")
+    stages[0] = {**STAGES[0], "settings": {**VAE, "seed": 1}}
+    write(folder, vocabulary, stages)
+    with pytest.raises(ConfigError, match=r"image was made otherwise:\n  vae.safetensors, from .*\ndelete .*image"):
+        run(folder, out)
+    shutil.rmtree(out / "image")
+    (out / "decoder" / "weights").mkdir(parents=True)
+    (out / "decoder" / "weights" / "unet.safetensors").write_bytes(b"of an attempt before")
+    assert run(folder, out) == 0
+    made = [(out / stage / "weights" / "unet.safetensors").read_bytes() for stage in ("image", "decoder")]
+    assert made[0] == made[1]
+
+    other = shutil.copytree(vocabulary, tmp_path / "vocabulary")
+    write(folder, other, stages)
+    assert run(folder, out) == 0, "the same files elsewhere"
+    with (other / "merges.txt").open("a") as file:
+        file.write("q q\n")
+    with pytest.raises(ConfigError, match=r"out was made otherwise:\n  merges.txt, from which it starts, is another"):
+        run(folder, out)
+    given = json.loads((folder / "recipe.json").read_text())
+    for files, changed in ((["vocab.json"], "merges.txt"), (["vocab.json", "merges.txt", "more.txt"], "more.txt")):
+        (vocabulary / "more.txt").write_text("more")
+        given["start"] = {"folder": str(vocabulary), "files": files}
+        (folder / "recipe.json").write_text(json.dumps(given))
+        with pytest.raises(ConfigError, match=f"was made otherwise:\n  {changed}, from which it starts"):
+            run(folder, out)
+
+
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
@@ -183,6 +226,9 @@ def test_a_stage_goes_on_with_the_settings_that_it_began_with(
     monkeypatch.setattr(vae.checkpoint, "save", save)
     changed = json.loads(json.dumps(STAGES[: index + 1]))
     changed[index]["settings"]["lr"] = 0.5
+    with pytest.raises(ConfigError, match=rf"{kind} was made otherwise:\n  lr: None -> 0.5\ndelete .*{kind}"):
+        run(write(tmp_path / "recipe", vocabulary, changed), out)
+    (out / kind / "begun.json").unlink()  # by an older version, or without a recipe
     with pytest.raises(ConfigError, match=r"settings differ from those of .*step-00000\d:\n  lr: .* -> 0.5\ntake an"):
         run(write(tmp_path / "recipe", vocabulary, changed), out)
     assert run(write(tmp_path / "recipe", vocabulary, STAGES[: index + 1]), out) == 0
