@@ -128,6 +128,7 @@ def train(cfg: Training, run: Processes) -> int:
     state = State(cfg, trained, optimizer, EMA(trained, cfg.ema), scaler, run.count)
     with run.first_one_first():
         say(run, state.resume(writes=run.first))
+        state.note_files(networks.frozen_files(trained))
         clips = open_clips(cfg, networks, state.clips.get("quarantine", ()))
         state.note_clips(clips)
         if not isinstance(clips.train, Dataset):

@@ -138,6 +138,7 @@ def _build(init: Path, parts: Sequence[str], new: Sequence[str], width: int | No
                 )
             for path, module in modules.items():
                 module.load_state_dict({key: tensors[f"{path}.{key}"] for key in module.state_dict()})
+    read = [*needed, *(f"{name}.safetensors" for name in (*bases, *added) if stored(name) is not None)]
     controlnet = None
     if "controlnet" in parts:  # always begun anew, as a copy of the base
         controlnet = controlnet_from(unet, _hint_channels(unet_config, vae_file.config.factor))
@@ -163,6 +164,7 @@ def _build(init: Path, parts: Sequence[str], new: Sequence[str], width: int | No
         configs,
         schedule,
         init,
+        {Path(name).stem: init / name for name in read},
         controlnet=controlnet,
         stored_schedule=schedule if trained_for is not None else None,
     )

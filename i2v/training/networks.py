@@ -80,6 +80,7 @@ class Networks:
     configs: dict[str, Any]
     schedule: Schedule
     init: Path
+    files: Mapping[str, Path]  # part -> the file that it was read from; parts that begin anew have none
     stored_schedule: Schedule | None = None  # of the files that it started from
     controlnet: ControlNet | None = None
     lora: TrainedLoRA | None = None
@@ -293,6 +294,11 @@ class Networks:
             size = sum(value.numel() for value in self.lora.parameters.values())
             out["lora"] = {"all": size, "trained": size}
         return out
+
+    def frozen_files(self, trained: Mapping[str, Tensor]) -> dict[str, Path]:
+        """`files` without those of parts that are trained as a whole."""
+        whole = {part for part, count in self.summary(trained).items() if count["trained"] == count["all"]}
+        return {part: path for part, path in self.files.items() if part not in whole}
 
     def export_lora(self, folder: Path, **facts: Any) -> None:
         """lora.safetensors, for sample.py's --lora, or --motion-lora where motion modules' layers were trained."""

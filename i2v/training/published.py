@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,6 @@ class PublishedNetworks(Networks):
 
     preset: Preset | None = None
     size: tuple[int, int] = (512, 512)  # pixels of the training frames, which SDXL is told
-    facts: Mapping[str, Any] = field(default_factory=dict)  # names and hashes of the files
     texts: EncodedText | None = None
 
     def modules(self) -> dict[str, Mapping[str, Tensor]]:
@@ -160,7 +159,7 @@ class PublishedNetworks(Networks):
             extra: dict[str, Any] = {"schedule": self.schedule} if name in ("motion", "unet") else {}
             save_part(
                 folder / f"{name}.safetensors", dict(tensors), self.configs.get(name), family=family,
-                files=dict(self.facts), **extra, **facts,
+                files={part: path.name for part, path in self.files.items()}, **extra, **facts,
             )  # fmt: skip
             if name in OFFICIAL:
                 file, rules = OFFICIAL[name]
@@ -231,5 +230,5 @@ def _filled(cfg: Training, made: Plan, parts: Sequence[str]) -> PublishedNetwork
         stored_schedule=made.schedule,
         preset=made.preset,
         size=(cfg.height, cfg.width),
-        facts={name: part.source.path.name for name, part in made.parts.items()},
+        files={name: part.source.path for name, part in made.parts.items()},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from i2v import config
 from i2v.config import ConfigError
+from i2v.hashes import known_sha256
 from i2v.training import checkpoint
 from i2v.training.clips import IDENTITY, RunClips
 from i2v.training.ema import EMA
@@ -23,6 +25,7 @@ class State:
     """Trained tensors by name, optimizer, gradient scaler, moving average; steps and seconds so far.
 
     processes: how many train together. clips, bad: identity and quarantine of the user's clips, by `note_clips`.
+    frozen: sha256 of the files that frozen parts came from, by `note_files`; None in checkpoints of older versions.
     """
 
     cfg: Training
@@ -35,6 +38,7 @@ class State:
     seconds: float = 0.0
     clips: dict[str, Any] = field(default_factory=dict)
     bad: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    frozen: dict[str, str] | None = None
     lock: IO[str] | None = None  # on `--out`, of the process that writes
     logged: int = -1  # the last step that the log tells of
 
@@ -45,7 +49,7 @@ class State:
         tensors |= {f"optim.{k}": v for k, v in optimizer_tensors(self.optimizer, self.trained).items()}
         facts = {"seconds": self.seconds, "processes": self.processes, "config": config.to_dict(self.cfg)}
         bad = {"quarantine": [entry for _, entry in sorted(self.bad.items())]}  # in one step, as `Dataset.quarantine`
-        facts |= {"scaler": self.scaler.state_dict(), "clips": self.clips | bad}
+        facts |= {"scaler": self.scaler.state_dict(), "clips": self.clips | bad, "frozen": self.frozen}
         checkpoint.save(self.cfg.out, self.step, tensors, facts, keep=self.cfg.keep_checkpoints)
 
     def resume(self, writes: bool = True) -> str:
@@ -71,7 +75,7 @@ class State:
             if self.scaler.is_enabled() and facts.get("scaler"):
                 self.scaler.load_state_dict(facts["scaler"])
             self.step, self.seconds, self.ema.updates = facts["step"], facts["seconds"], facts["step"]
-            self.clips = facts.get("clips", {})
+            self.clips, self.frozen = facts.get("clips", {}), facts.get("frozen")
             words = f"going on from {found}"
             if (before := facts.get("processes", 1)) != self.processes:
                 words += (f"\nmade by {before} processes, now {self.processes} go on: the same samples, sums rounded "
@@ -79,6 +83,19 @@ class State:
         if writes:  # with no checkpoint the line of step 0 is written again too
             self.logged = checkpoint.cut_log(out / "log.jsonl", self.step if found is not None else -1)
         return words
+
+    def note_files(self, files: Mapping[str, Path]) -> None:
+        """Remember what the frozen parts are, by `Networks.frozen_files`. Raises ConfigError where a run that goes on
+        had others: what was learnt so far was learnt over those."""
+        before, self.frozen = self.frozen, {part: known_sha256(path) for part, path in files.items()}
+        if before is None or before == self.frozen or "init" in allowed_changes(self.cfg):
+            return
+        other = sorted(part for part in before.keys() | files.keys() if before.get(part) != self.frozen.get(part))
+        listed = "".join(f"\n  {part}: {files.get(part, 'from a file, now begun anew')}" for part in other)
+        raise ConfigError(
+            f"frozen weights are others than when this run in {self.cfg.out} began:{listed}\ntake another --out for a "
+            "new run, or go on with --allow-change init"
+        )
 
     def note_clips(self, clips: RunClips) -> None:
         """Remember which clips these are. Raises ConfigError where a run that goes on had others."""

@@ -75,7 +75,9 @@ def test_a_new_adapter_from_the_files_to_sample_py(
     assert (tmp_path / "clips" / "step-000002-0.webp").is_file() == (preset == "i2v-sd15")
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    state = checkpoint.load(found)[0]
+    state, facts = checkpoint.load(found)
+    files = {"unet", "vae", "text_encoder", "motion", "image_projection", "ip_adapter", "image_encoder"}
+    assert facts["frozen"].keys() == files | ({"text_encoder_2"} if preset == "i2v-sdxl" else set())
     assert all(k.split(".", 1)[1].startswith(("i2v_adapter.", "exp_avg", "step")) for k in state)
     own = load_file(folder / "i2v_adapter.safetensors")
     assert all(torch.equal(own[k[16:]], v.half()) for k, v in state.items() if k.startswith("ema."))

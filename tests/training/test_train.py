@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 import toy_training
+from safetensors import safe_open
+from safetensors.torch import save_file
 from toy_training import PAUSED, Toy, same, stop_at, weights
 
 import train
@@ -200,6 +203,27 @@ def test_changed_settings_are_refused_unless_they_are_named(
         toy.run(tmp_path, allow_change=("learning-rate",))
     toy.run(tmp_path, lr=0.5, warmup=1, allow_change=("lr,warmup",))
     assert "going on from" in capsys.readouterr().out
+
+
+def test_frozen_weights_are_those_that_a_run_began_with(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
+    """Of a part that is trained as a whole the checkpoint has all that matters; older ones do not know their files."""
+    init = shutil.copytree(unbroken / "weights", tmp_path / "init")
+    toy.run(tmp_path / "out", init=init, steps=2)
+    for part, steps in (("i2v_adapter", 3), ("unet", 4)):
+        with safe_open(init / f"{part}.safetensors", "pt") as file:
+            tensors = {key: file.get_tensor(key) + 1 for key in file.keys()}  # noqa: SIM118
+            about = file.metadata()
+        save_file(tensors, init / f"{part}.safetensors", about)
+        if part == "i2v_adapter":
+            toy.run(tmp_path / "out", init=init, steps=steps, allow_change=("steps",))
+    again: dict[str, Any] = {"init": init, "steps": 4}
+    with pytest.raises(ConfigError, match=r"frozen weights are others .*\n  unet: .*unet.safetensors\ntake .* init$"):
+        toy.run(tmp_path / "out", **again, allow_change=("steps",))
+    toy.run(tmp_path / "out", **again, allow_change=("steps", "init"))
+    toy.run(tmp_path / "out", **again)  # from now on with these
+    (init / "merges.txt").write_text((init / "merges.txt").read_text().rpartition("\n")[0])
+    with pytest.raises(ConfigError, match="\n  merges: "):
+        toy.run(tmp_path / "out", **again)
 
 
 def test_settings_that_an_older_run_did_not_have_are_their_defaults(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
