@@ -166,7 +166,7 @@ def train(cfg: Training, run: Processes) -> int:
                 finite_gradient(norm, scaler, state.step)
                 state.save()
 
-        batches = data.of_steps(state.step, cfg.steps, run.rank, run.count)
+        batches = data.of_steps(state.step, cfg.steps, run.rank, run.count, state.samples)
         while state.step < cfg.steps and not run.any(bool(stopped)):
             began, step = time.monotonic(), state.step
             rate = learning_rate(step, peak=cfg.lr, warmup=cfg.warmup, steps=cfg.steps, decay=cfg.decay)
@@ -199,6 +199,7 @@ def train(cfg: Training, run: Processes) -> int:
                 mean = finite_mean(since, len(parts), step)
                 finite_gradient(norm, scaler, step)
             state.step, state.seconds = step, state.seconds + time.monotonic() - began
+            state.samples += cfg.batch
             bar.update()
             if run.first and (saves or step == cfg.steps):  # first of all: what follows may fail
                 state.save()

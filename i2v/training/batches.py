@@ -80,13 +80,17 @@ class Samples:
         golden = [(0.6180339887498949 * sample + self.cfg.seed * 0.7548776662466927) % 1 for sample in samples]
         return torch.tensor([int(g * self.num_train_timesteps) for g in golden])
 
-    def of_steps(self, step: int, steps: int, rank: int = 0, ranks: int = 1) -> Generator[Batch, None, None]:
+    def of_steps(
+        self, step: int, steps: int, rank: int = 0, ranks: int = 1, seen: int | None = None
+    ) -> Generator[Batch, None, None]:
         """The batches of steps `step` ... `steps - 1`; of several processes each gets its own samples of every step.
+        seen: samples of the steps before; None where the batch was always the same.
 
         Threads prepare them ahead of their time; they wait beside the GPU's memory, not in it.
         """
         size = self.cfg.batch // ranks
-        firsts = (k * self.cfg.batch + rank * size for k in range(step, steps))
+        start = (step * self.cfg.batch if seen is None else seen) + rank * size
+        firsts = (start + k * self.cfg.batch for k in range(steps - step))
         if not self.threads:
             for first in firsts:
                 yield self.draw(first, size)

@@ -22,7 +22,7 @@ from i2v.training.settings import Training, allowed_changes, refuse_changes
 
 @dataclass
 class State:
-    """Trained tensors by name, optimizer, gradient scaler, moving average; steps and seconds so far.
+    """Trained tensors by name, optimizer, gradient scaler, moving average; steps, samples and seconds so far.
 
     processes: how many train together. clips, bad: identity and quarantine of the user's clips, by `note_clips`.
     frozen: sha256 of the files that frozen parts came from, by `note_files`; None in checkpoints of older versions.
@@ -35,6 +35,7 @@ class State:
     scaler: torch.amp.GradScaler
     processes: int = 1
     step: int = 0
+    samples: int = 0
     seconds: float = 0.0
     clips: dict[str, Any] = field(default_factory=dict)
     bad: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -49,7 +50,8 @@ class State:
         tensors |= {f"optim.{k}": v for k, v in optimizer_tensors(self.optimizer, self.trained).items()}
         facts = {"seconds": self.seconds, "processes": self.processes, "config": config.to_dict(self.cfg)}
         bad = {"quarantine": [entry for _, entry in sorted(self.bad.items())]}  # in one step, as `Dataset.quarantine`
-        facts |= {"scaler": self.scaler.state_dict(), "clips": self.clips | bad, "frozen": self.frozen}
+        facts |= {"scaler": self.scaler.state_dict(), "clips": self.clips | bad}
+        facts |= {"samples": self.samples, "frozen": self.frozen}
         checkpoint.save(self.cfg.out, self.step, tensors, facts, keep=self.cfg.keep_checkpoints)
 
     def resume(self, writes: bool = True) -> str:
@@ -70,15 +72,20 @@ class State:
                 for name, parameter in self.trained.items():
                     parameter.copy_(tensors[f"model.{name}"])
             self.ema.shadow = {k: tensors[f"ema.{k}"].to(v.device) for k, v in self.trained.items()}
-            optimizer = {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")}
-            restore_optimizer(self.optimizer, self.trained, optimizer)
+            before = config.to_dict(Training()) | facts["config"]  # older runs lack settings
+            if same_optimizer := before["optimizer"] == self.cfg.optimizer:
+                optimizer = {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")}
+                restore_optimizer(self.optimizer, self.trained, optimizer)
             if self.scaler.is_enabled() and facts.get("scaler"):
                 self.scaler.load_state_dict(facts["scaler"])
             self.step, self.seconds, self.ema.updates = facts["step"], facts["seconds"], facts["step"]
+            self.samples = facts.get("samples", self.step * before["batch"])
             self.clips, self.frozen = facts.get("clips", {}), facts.get("frozen")
             words = f"going on from {found}"
-            if (before := facts.get("processes", 1)) != self.processes:
-                words += (f"\nmade by {before} processes, now {self.processes} go on: the same samples, sums rounded "
+            if not same_optimizer:
+                words += f"\n{self.cfg.optimizer} begins anew: the run had {before['optimizer']} until here"
+            if (count := facts.get("processes", 1)) != self.processes:
+                words += (f"\nmade by {count} processes, now {self.processes} go on: the same samples, sums rounded "
                           "in another order")  # fmt: skip
         if writes:  # with no checkpoint the line of step 0 is written again too
             self.logged = checkpoint.cut_log(out / "log.jsonl", self.step if found is not None else -1)

@@ -23,6 +23,7 @@ from toy_training import PAUSED, Toy, same, stop_at, weights
 import train
 from i2v.config import ConfigError
 from i2v.training import checkpoint
+from i2v.training.batches import Batches
 from i2v.training.networks import Conditions, Networks
 
 # Made with torch 2.13.0 on a CPU, one thread; weights and draws come from numpy's Philox, not from torch.
@@ -203,6 +204,39 @@ def test_changed_settings_are_refused_unless_they_are_named(
         toy.run(tmp_path, allow_change=("learning-rate",))
     toy.run(tmp_path, lr=0.5, warmup=1, allow_change=("lr,warmup",))
     assert "going on from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_begins_anew(
+    toy: Toy, tmp_path: Path, change: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.run(tmp_path, optimizer=change[0], steps=3, save_every=3, decay="constant")
+    toy.run(tmp_path, optimizer=change[1], steps=4, decay="constant", allow_change=("optimizer", "steps"))
+    assert f"\n{change[1]} begins anew: the run had {change[0]} until here\n" in capsys.readouterr().out
+    tensors = weights(tmp_path / "step-000004")
+    assert {float(value) for name, value in tensors.items() if ".optim.step." in name} == {1.0}
+
+
+def test_another_batch_goes_on_with_the_next_samples(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is seen twice or left out; where an older run is, its batch tells."""
+    drawn: list[int] = []
+    prepared = Batches.prepared
+
+    def noted(self: Batches, first: int, count: int) -> Any:
+        drawn.extend(range(first, first + count))
+        return prepared(self, first, count)
+
+    monkeypatch.setattr(Batches, "prepared", noted)
+    settings: dict[str, Any] = {"save_every": 1, "decay": "constant"}
+    toy.run(tmp_path, **settings, batch=6, steps=2)
+    assert drawn == list(range(12))
+    newest = tmp_path / "step-000002" / "manifest.json"
+    facts = json.loads(newest.read_text())
+    assert facts.pop("samples") == 12
+    newest.write_text(json.dumps(facts))
+    for batch, steps in ((2, 4), (3, 5), (1, 6)):
+        toy.run(tmp_path, **settings, batch=batch, steps=steps, allow_change=("batch", "steps"))
+    assert drawn == list(range(20))
 
 
 def test_frozen_weights_are_those_that_a_run_began_with(toy: Toy, unbroken: Path, tmp_path: Path) -> None:
