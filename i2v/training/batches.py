@@ -80,6 +80,14 @@ class Samples:
         golden = [(0.6180339887498949 * sample + self.cfg.seed * 0.7548776662466927) % 1 for sample in samples]
         return torch.tensor([int(g * self.num_train_timesteps) for g in golden])
 
+    def both_dropped(self, samples: range) -> list[bool]:
+        """Of each sample, whether caption and picture are dropped together, whatever their own draws say: so the
+        unguided half of sampling has neither."""
+        if not self.cfg.drop_both:
+            return [False] * len(samples)
+        draws = noise.uniform(self.cfg.seed, "drop both", samples, 0, (1,)).flatten()
+        return (draws < self.cfg.drop_both).tolist()
+
     def of_steps(
         self, step: int, steps: int, rank: int = 0, ranks: int = 1, seen: int | None = None
     ) -> Generator[Batch, None, None]:
@@ -136,9 +144,10 @@ class Batches(Samples):
         else:  # the whole motion, whatever the number of frames
             frames = [[round(f * (data.num_frames - 1) / (cfg.num_frames - 1)) for f in range(cfg.num_frames)]] * count
         latents = self._latents(clips, frames, samples)
-        features = None
+        both, features = self.both_dropped(samples), None
         if self.features is not None:  # the last row stands for a dropped picture
-            shown = [clip if keep >= cfg.drop_image else -1 for clip, (*_, keep) in zip(clips, picks)]
+            shown = [-1 if gone or keep < cfg.drop_image else clip
+                     for clip, (*_, keep), gone in zip(clips, picks, both)]  # fmt: skip
             features = self.features[shown]
         edges = None
         if self.edges is not None:
@@ -147,10 +156,11 @@ class Batches(Samples):
             latents,
             noise.normal(cfg.seed, "train", samples, 0, tuple(latents.shape[1:])),
             self.timesteps(samples),
-            [data.captions[clip] if keep >= cfg.drop_text else "" for clip, (_, _, keep, _) in zip(clips, picks)],
+            ["" if gone or keep < cfg.drop_text else data.captions[clip]
+             for clip, (_, _, keep, _), gone in zip(clips, picks, both)],
             features,
             edges,
-        )
+        )  # fmt: skip
         return lambda: batch.on(self.device)
 
     def latents_of(self, clip: int) -> Tensor:

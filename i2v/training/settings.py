@@ -63,6 +63,7 @@ class Training:
     known_noise: float = flag(0.0, "standard deviation of noise added to that first frame (a choice; paper: 0)")
     drop_text: float = flag(0.1, "probability that a caption becomes empty (a choice; the paper gives none)")
     drop_image: float = flag(0.1, "probability that the picture becomes what the unguided half sees (likewise)")
+    drop_both: float = flag(0.0, "probability that both are dropped together, beside that: the unguided half's case")
     batch: int = flag(8, "clips per step, of all processes together", group="how")
     micro_batch: int = flag(0, "clips that go through the network at once, gradients add up; 0: all of a process")
     steps: int = flag(2000, "optimizer steps", "--max-train-steps")
@@ -122,7 +123,7 @@ class Training:
             raise ConfigError(f"--clip-norm {self.clip_norm}: expected more than 0; 1e9 clips nothing")
         if unknown := sorted(set(self.report) - set(REPORTS)):
             raise ConfigError(f"--report {unknown[0]}: expected {' or '.join(REPORTS)}")
-        for name in ("drop_text", "drop_image", "hold_out"):
+        for name in ("drop_text", "drop_image", "drop_both", "hold_out"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 to 1")
         presets.find(self.preset)

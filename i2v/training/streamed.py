@@ -47,24 +47,26 @@ class StreamedBatches(Samples):
     def prepared(self, first: int, count: int) -> Callable[[], Batch]:
         cfg, networks, samples = self.cfg, self.networks, range(first, first + count)
         drops = noise.uniform(cfg.seed, "drop", samples, 0, (2,)).tolist()  # caption, picture
+        both = self.both_dropped(samples)
         items, frames = zip(*(self.dataset.sample(sample) for sample in samples), strict=True)
         pictures: list[Tensor | None] = []
         if networks.image_encoder is not None and "ip_adapter" in cfg.parts:
             size = networks.image_encoder.cfg.image_size
             pictures = [
-                clip_pixels(clip[0], size)[0] if keep >= cfg.drop_image else None
-                for clip, (_, keep) in zip(frames, drops, strict=True)
+                None if gone or keep < cfg.drop_image else clip_pixels(clip[0], size)[0]
+                for clip, (_, keep), gone in zip(frames, drops, both, strict=True)
             ]
         factor, channels = networks.vae.cfg.factor, networks.vae.cfg.latent_channels
         shape = (cfg.num_frames, channels, self.dataset.height // factor, self.dataset.width // factor)
         read = _Read(
             list(frames),
             pictures,
-            [self.dataset.items[k].caption if keep >= cfg.drop_text else "" for k, (keep, _) in zip(items, drops)],
+            ["" if gone or keep < cfg.drop_text else self.dataset.items[k].caption
+             for k, (keep, _), gone in zip(items, drops, both)],
             self.timesteps(samples),
             noise.normal(cfg.seed, "train", samples, 0, shape),
             noise.normal(cfg.seed, "posterior", samples, 0, shape),
-        )
+        )  # fmt: skip
         return partial(self._encoded, read)
 
     @torch.no_grad()

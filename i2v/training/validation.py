@@ -30,7 +30,7 @@ LossOf = Callable[[Training, Networks, Batch], Tensor]
 
 def held_out(cfg: Training, networks: Networks, clips: RunClips) -> Batches:
     """What `validate` measures on: the same for every run on these clips, nothing dropped."""
-    own = replace(cfg, drop_text=0.0, drop_image=0.0, seed=1, workers=0)
+    own = replace(cfg, drop_text=0.0, drop_image=0.0, drop_both=0.0, seed=1, workers=0)
     return Batches(own, clips.held_out, networks, each_once=cfg.data is not None)
 
 

@@ -138,6 +138,7 @@ def test_the_presets_are_the_papers_settings(root: Path, name: str) -> None:
     cfg = from_dict(train.Training, read(root / "configs" / f"{name}.json") | {"data": "clips"}, name)
     assert (cfg.lr, cfg.decay, cfg.optimizer, cfg.num_frames) == (1e-4, "constant", "adamw", 16)
     assert cfg.train == ("i2v_adapter.*",) and cfg.clean_first and cfg.known_noise == 0
+    assert (cfg.drop_text, cfg.drop_image, cfg.drop_both) == (0.05, 0.05, 0.05)
     assert {cfg.height, cfg.width} == {int(name[-3:])} and cfg.preset == name[: name.rindex("-")]
     schedule = PRESETS[cfg.preset].networks
     assert schedule is not None and (schedule.schedule.kind == "linear") == (cfg.preset == "i2v-sd15")

@@ -82,6 +82,11 @@ def test_what_is_dropped(toy: Toy, clips: Path, tmp_path: Path) -> None:
     blank = [torch.allclose(row, nothing, atol=1e-5) for row in batch.image_features]
     gone = [(caption == "", no_picture) for caption, no_picture in zip(batch.captions, blank, strict=True)]
     assert set(gone) == {(False, False), (False, True), (True, False), (True, True)}
+    batches, _ = streamed(toy, clips, tmp_path, drop_text=0.0, drop_image=0.0, drop_both=0.5)
+    batch = batches.draw(0, 24)
+    assert batch.image_features is not None
+    blank = [torch.allclose(row, nothing, atol=1e-5) for row in batch.image_features]
+    assert blank == [caption == "" for caption in batch.captions] and 4 < sum(blank) < 20
 
 
 def test_a_run_is_the_same_in_one_piece_and_in_two(toy: Toy, clips: Path, tmp_path: Path) -> None:

@@ -148,6 +148,13 @@ def test_timesteps_are_uniform_and_conditions_are_dropped_as_often_as_asked(
     assert sum(a and b for a, b in zip(no_text, no_image)) / 400 == pytest.approx(0.06, abs=0.035)  # independently
     assert set(batch.captions) - {""} == set(data.captions)
     assert len({tuple(z.flatten().tolist()) for z in batch.latents}) > 40  # single pictures come from the whole clip
+    more = drawn(replace(cfg, drop_both=0.25), data, networks, 0, 400)
+    assert more.image_features is not None
+    together = [not caption and torch.equal(row, zero[-1]) for caption, row in zip(more.captions, more.image_features)]
+    assert sum(together) / 400 == pytest.approx(0.25 + 0.75 * 0.06, abs=0.065)
+    kept = [k for k, gone in enumerate(together) if not gone]  # to them nothing has happened
+    assert [more.captions[k] for k in kept] == [batch.captions[k] for k in kept]
+    assert torch.equal(more.image_features[kept], batch.image_features[kept])
     bare = drawn(replace(cfg, parts=("motion",)), data, networks, 0, 2)
     assert bare.image_features is None and torch.equal(bare.latents, batch.latents[:2])
 
@@ -266,7 +273,7 @@ def test_validation_is_repeatable_and_told_by_words(
 
     row = validated()
     assert set(row) == {f"{kind}_{t}" for kind in ("val", "gap") for t in (200, 400, 600, 800, 950)}
-    assert row == validated(seed=5, drop_text=1.0, drop_image=1.0)
+    assert row == validated(seed=5, drop_text=1.0, drop_image=1.0, drop_both=1.0)
     assert all(abs(v) > 1e-7 for k, v in row.items() if k.startswith("gap"))  # even a random text encoder is heard
     assert not [k for k in validated(num_frames=1) if k.startswith("gap")]
 
