@@ -26,6 +26,13 @@ try:
 except ImportError:  # Windows: two runs at once are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
+FULL = (
+    "No space left",
+    "not enough space",
+    "quota exceeded",
+    "File too large",
+)  # a disk's errors, in the systems' words
+
 _held: WeakValueDictionary[Path, IO[str]] = WeakValueDictionary()
 
 
@@ -51,7 +58,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     """Write `folder/step-<step>`; then delete all but the newest `keep` checkpoints.
 
     facts: whatever json can hold (config, step, sample index); returned by `load` beside the tensors.
-    Raises OSError where there is no room; the checkpoints before stay.
+    Raises OSError where it cannot be written; the checkpoints before stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, aside = folder / f"step-{step:06d}", folder / f".step-{step:06d}.unfinished"
@@ -60,10 +67,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     file = aside / "tensors.safetensors"
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file)
-    except SafetensorError as error:  # a full disk
+    except SafetensorError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(f"{target} could not be written ({error}); make room there, then the same command goes on from "
-                      "the checkpoint before") from error  # fmt: skip
+        advice = "make room there" if any(words in str(error) for words in FULL) else "mend that"
+        raise OSError(f"{target} could not be written ({error}); {advice}, then the same command goes on from the "
+                      "checkpoint before") from error  # fmt: skip
     sync(file)
     manifest = aside / "manifest.json"
     manifest.write_text(json.dumps({"step": step, "bytes": file.stat().st_size, **facts}, indent=1) + "\n")

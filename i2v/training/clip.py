@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     named = dict(pair.named_parameters())
     optimizer = torch.optim.AdamW(named.values(), lr=cfg.lr, weight_decay=0.05, fused=True)
     start, spent = 0, 0.0
+    lock = checkpoint.hold(cfg.out)
     if (found := checkpoint.latest(cfg.out)) is not None:
         tensors, facts = checkpoint.load(found)
         refuse_changes(cfg, facts.get("config", {}), found)
@@ -134,7 +135,6 @@ def main(argv: list[str] | None = None) -> None:
         restore_optimizer(optimizer, named, {k[6:]: v for k, v in tensors.items() if k.startswith("optim.")})
         start, spent = facts["step"], facts["seconds"]
         print(f"going on from {found}")
-    cfg.out.mkdir(parents=True, exist_ok=True)
     checkpoint.cut_log(cfg.out / "log.jsonl", start)
     began = time.monotonic() - spent
     bar = tqdm(range(start, cfg.steps), initial=start, total=cfg.steps, desc="clip", mininterval=5)
@@ -171,6 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         numbers=numbers,
         recipe=config.to_dict(cfg),
     )
+    lock.close()
 
 
 if __name__ == "__main__":

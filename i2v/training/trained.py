@@ -14,11 +14,15 @@ from i2v.training.settings import Training
 
 
 def trained_tensors(cfg: Training, networks: Networks) -> dict[str, nn.Parameter]:
-    """The tensors that `--train` names; all others are frozen. A pattern that matches nothing is an error."""
+    """The tensors that `--train` names; all others are frozen. Raises ConfigError for a pattern that matches nothing,
+    and for a part of `--new` without a trained tensor, which would stay random."""
+    named = networks.named_parameters()
+    chosen = {} if cfg.lora else chosen_by(cfg.train, named)
+    if idle := [part for part in cfg.new if not any(name.startswith(f"{part}.") for name in chosen)]:
+        raise ConfigError(f"--new {idle[0]} begins a part anew of which --train names no tensor: it would stay as it "
+                          f"begins, random; add --train '{idle[0]}.*', or leave out --new {idle[0]}")  # fmt: skip
     if cfg.lora:
         return networks.add_lora(cfg.train, cfg.lora, cfg.seed)
-    named = networks.named_parameters()
-    chosen = chosen_by(cfg.train, named)
     for name, parameter in named.items():
         parameter.requires_grad_(name in chosen)
     return chosen

@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         named = {k: v for k, v in named.items() if k.startswith(("decoder.", "post_quant_conv."))}
     optimizer = torch.optim.AdamW(named.values(), lr=cfg.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     ema, start, spent = EMA(named, 0.998), 0, 0.0
+    lock = checkpoint.hold(cfg.out)
     if (found := checkpoint.latest(cfg.out)) is not None:
         tensors, facts = checkpoint.load(found)
         refuse_changes(cfg, facts.get("config", {}), found)
@@ -156,7 +157,6 @@ def main(argv: list[str] | None = None) -> None:
     mixture = draw_mixture(cfg, "train", cfg.frames)
     frames = torch.cat(list(mixture.values()))
     held_out = draw_mixture(cfg, "val", 256)
-    cfg.out.mkdir(parents=True, exist_ok=True)
     path = cfg.out / "log.jsonl"
     checkpoint.cut_log(path, start)
     log, began = path.open("a"), time.monotonic() - spent
@@ -212,6 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     save_part(
         cfg.out / "vae.safetensors", vae, TINY_VAE, numbers=json.dumps(numbers), recipe=json.dumps(config.to_dict(cfg))
     )
+    lock.close()
 
 
 if __name__ == "__main__":

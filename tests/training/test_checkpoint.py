@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from toy_training import same
 
 from i2v.training import checkpoint
@@ -191,6 +192,16 @@ try:
 except OSError as error:
     print(error)
 """
+
+
+def test_another_error_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)")
+
+    monkeypatch.setattr(checkpoint, "save_file", fails)
+    with pytest.raises(OSError, match=r"step-000001 could not be written \(.*Permission denied.*\); mend that, then"):
+        checkpoint.save(tmp_path, 1, state(1), {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on file sizes")

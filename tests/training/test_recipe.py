@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -217,6 +218,8 @@ def test_a_stage_goes_on_with_the_settings_that_it_began_with(
     def dying(where: Path, *rest: Any, **more: Any) -> Path:
         made = save(where, *rest, **more)
         if where.name == kind:
+            with (where / "lock").open("w") as other, pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another process has to wait
             raise KeyboardInterrupt
         return made
 

@@ -258,6 +258,10 @@ def test_a_pattern_that_matches_nothing_is_an_error(toy: Toy, tmp_path: Path) ->
         with pytest.raises(ConfigError, match="--train 'i2v_adaptor.*' matches no tensor") as error:
             toy.run(tmp_path / "out", train=wrong)
         assert "names are like" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(
+        ConfigError, match="--new motion begins a part anew of which --train names no tensor.*'motion.*'"
+    ):
+        toy.run(tmp_path / "out", new=("i2v_adapter", "motion"))
     assert not (tmp_path / "out").exists()
 
 
