@@ -256,7 +256,7 @@ class Checker:
             free = self.overwrite or not (video.exists() or settings_beside(video).exists())
             return video.resolve() not in self.taken and (made(video) or free)
 
-        names: Iterator[Path] = iter(())
+        instead: Iterator[Path] = iter(())
         if job.output is not None:
             target = job.output
         else:
@@ -265,10 +265,11 @@ class Checker:
             names = (job.folder / f"{name}.mp4" for name in stems)
             target = next(filter(usable, names))
             self.taken.add(target.resolve())
+            instead = (name for name in names if name.resolve() not in self.taken)
         if made(_target(target)):
             return Ready(job, request, _target(target), finished=True)
         check_output(target, self.overwrite, request.fps)
-        return Ready(job, request, target, instead=(name for name in names if name.resolve() not in self.taken))
+        return Ready(job, request, target, instead=instead)
 
     def forget(self) -> None:
         """Lets go of the pictures, which may be large, before the long work."""

@@ -28,6 +28,13 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
+def test_processes_share_a_table(random_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    flags = f"table3 --weights {random_folder} --pictures {pictures} --count 1 --steps 1 --num-frames 2 --device cpu"
+    assert __main__.main([*flags.split(), "--out", str(tmp_path / "o"), "--workers", "2"]) == 0
+    assert len(list(tmp_path.glob("o/videos/*/*/frame_*.png"))) == 4 * 2
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three frames instead of sixteen."""
