@@ -36,8 +36,8 @@ class Pair:
 
 
 def chosen(folder: Path, prompts: Path | None, count: int | None, seed: int, listed: Path | None = None) -> list[Pair]:
-    """`count` pairs by seed: of MJHQ-30K (a folder with meta_data.json; not given: 50), else of a folder of pictures
-    (not given: all of them); or exactly those of a list that an earlier run wrote.
+    """`count` pairs, drawn by seed and in the order drawn: of MJHQ-30K (a folder with meta_data.json; not given: 50),
+    else of a folder of pictures (not given: all of them); or exactly those of a list that an earlier run wrote.
 
     Raises ConfigError for too few pictures, one without a prompt, and for a list whose pictures are others here.
     """
@@ -47,9 +47,12 @@ def chosen(folder: Path, prompts: Path | None, count: int | None, seed: int, lis
     wanted = count if count is not None else MJHQ_COUNT if (folder / META).is_file() else len(pairs)
     if not 1 <= wanted <= len(pairs):
         raise ConfigError(f"--count {wanted}: {folder} has {len(pairs)} pictures with prompts; expected 1 to that many")
-    if wanted == len(pairs):
-        return pairs
-    return [pairs[n] for n in sorted(np.random.default_rng(seed).choice(len(pairs), wanted, replace=False))]
+    return [pairs[n] for n in drawn(len(pairs), wanted, seed)]
+
+
+def drawn(total: int, count: int, seed: int) -> list[int]:
+    """`count` of the numbers below `total`, as the seed orders them: a smaller draw is the start of a larger one."""
+    return np.random.default_rng(seed).permutation(total)[:count].tolist()
 
 
 def mjhq(folder: Path) -> list[Pair]:
@@ -90,9 +93,15 @@ def of_folder(folder: Path, prompts: Path | None) -> list[Pair]:
 
 
 def of_world(world: WorldConfig, count: int, seed: int, frames: int, size: int, out: Path) -> list[Pair]:
-    """Scenes of split "val" of the miniature world, drawn into `out`: pictures, prompts and masks."""
+    """Scenes of split "val" of the miniature world, drawn into `out`: pictures, prompts and masks.
+
+    Raises ConfigError for more than there are to choose from.
+    """
+    if count > WORLD_SCENES:
+        raise ConfigError(f"--count {count}: the miniature's world has {WORLD_SCENES:,} pictures to choose from; "
+                          "expected 1 to that many")  # fmt: skip
     pairs = []
-    for index in sorted(np.random.default_rng(seed).choice(WORLD_SCENES, count, replace=False).tolist()):
+    for index in drawn(WORLD_SCENES, count, seed):
         clip, name = make_clip(world, "val", index, frames, size), f"scene_{index:04d}"
         pair = Pair(name, out / "pictures" / f"{name}.png", clip.caption, "", out / "masks" / f"{name}.png")
         for file, pixels in ((pair.file, clip.frames[0][..., ::-1]), (out / "masks" / f"{name}.png", clip.mask * 255)):

@@ -156,7 +156,9 @@ def test_mjhq_by_seed(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_a_folder(pictures: Path) -> None:
-    assert [p.name for p in chosen(pictures, None, None, 0)] == ["boat", "cat", "dog", "house"]
+    every = chosen(pictures, None, None, 0)
+    assert {p.name for p in every} == {"boat", "cat", "dog", "house"}
+    assert chosen(pictures, None, 2, 0) == every[:2], "a trial is the start of the larger run"
     assert len({tuple(p.name for p in chosen(pictures, None, 2, seed)) for seed in range(9)}) > 1
     with pytest.raises(ValueError, match="--count 5: .* has 4 pictures"):
         chosen(pictures, None, 5, 0)
@@ -179,6 +181,7 @@ def test_the_worlds_pictures(tmp_path: Path) -> None:
         assert mask is not None and set(np.unique(mask)) == {0, 255}
 
 
+    assert of_world(LEVEL_1, 2, 0, 4, 64, tmp_path) == pairs[:2]
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
