@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.answers import write_clip
-from eval.intervals import bootstrap_interval, paired_interval
+from eval.intervals import NARROW, bootstrap_interval, paired_interval
 from eval.metrics.background import colour_drift
 from eval.metrics.identity import identity
 from eval.metrics.view import View, look
+from eval.tables import count_of
 from i2v import config
 from i2v.config import ConfigError, flag
 from i2v.data.world import WORLDS, make_clip
@@ -117,7 +118,8 @@ def table(rows: list[dict[str, object]]) -> str:
             low, high = paired_interval(ours, theirs)
             cells.append(f"{np.mean(ours) - np.mean(theirs):+.2f} [{low:+.2f}, {high:+.2f}]")
         lines.append(f"| the first minus the second, picture by picture | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    count = len({row["scene"] for row in rows})
+    return "\n".join([*lines, "", f"Of {count_of(count, 'picture')}. The intervals are too narrow: {NARROW}."])
 
 
 def main(argv: list[str] | None = None) -> None:

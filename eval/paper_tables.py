@@ -68,7 +68,7 @@ def table_3_report(e: Evaluation) -> list[Section]:
     for name, samples in others.items():
         theirs = ABLATIONS[name][2] - flow
         extra.append([f"{theirs:+.2f}", f"{ABLATIONS[name][3] - warp:+.1f}",
-                      agreement(difference(samples, rows["full"], "flow"), theirs)])  # fmt: skip
+                      agreement(difference(samples, rows["full"], "flow"), theirs, pictures(samples))])  # fmt: skip
     paired = beside(paired, ["paper: FlowScore", "paper: WarpingError", "flow has the paper's sign"], extra)
     shots = {
         q.caption: [shot(e.made[q.scene, q.caption, _ablation(e, name)], name) for name in ABLATIONS]
@@ -147,7 +147,7 @@ def _signs(name: str, title: str, lines: Mapping[float, tuple[float, float]],
         for read in readings:
             known = read(at) in PAPER_FLOW and reference in PAPER_FLOW
             paper = PAPER_FLOW[read(at)] - PAPER_FLOW[reference] if known else None
-            cells += [NONE if paper is None else f"{paper:+.3f}", agreement(ours, paper)]
+            cells += [NONE if paper is None else f"{paper:+.3f}", agreement(ours, paper, pictures(rows[at]))]
         extra.append(cells)
     told = [i for i in range(len(head)) if any(cells[i] != NONE for cells in extra)]  # the paper has p at t0 = 1 alone
     return beside(table, [head[i] for i in told], [[cells[i] for i in told] for cells in extra])
@@ -188,6 +188,10 @@ def steps_run(e: Evaluation, t0: float, steps: int) -> int:
 
 
 # -- shared ----------------------------------------------------------------------------------------------------------
+
+
+def pictures(samples: Sequence[Sample]) -> int:
+    return len({s.scene for s in samples})
 
 
 def beside(table: Table, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from eval.charts import scatter_chart
-from eval.intervals import paired_interval, share_interval
+from eval.intervals import NARROW, paired_interval, share_interval
 from eval.measured import Measured, picture_of, read
 from eval.networks import Networks
 from eval.page import Grid, Section, Shot, write_page
@@ -220,6 +220,8 @@ def warnings(report: Report, measured: Sequence[Measured]) -> list[str]:
     if small and report.percent is None:
         out.append(f"No intervals for {', '.join(small)}: 95 % need {least()} pictures or more.")
     return out
+    if any(least(report.percent or 95) <= len(own) < 50 for own in scenes.values()):
+        out.append(f"Intervals of means are too narrow where there are few pictures: {NARROW}.")
 
 
 def first_of(labels: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.intervals import bootstrap_interval, paired_interval, share_interval
+from eval.video_set import least
 from i2v.config import ConfigError, write_text
 
 NONE = "-"
@@ -151,11 +152,12 @@ def difference_table(name: str, title: str, rows: Mapping[str, Sequence[Sample]]
     return Table(name, title, ["", *(c.head for c in chosen)], lines, note)
 
 
-def agreement(value: tuple[float, float, float] | None, paper: float | None) -> str:
-    """Whether a difference has the sign of the paper's: "yes" and "no" only where its interval excludes 0."""
+def agreement(value: tuple[float, float, float] | None, paper: float | None, pictures: int) -> str:
+    """Whether a difference has the sign of the paper's: "yes" and "no" only where its interval excludes 0, and is of as
+    many pictures as an interval needs."""
     if paper is None or value is None:
         return NONE
-    if value[1] <= 0 <= value[2]:
+    if value[1] <= 0 <= value[2] or pictures < least():
         return "not resolved"
     return "yes" if (value[0] > 0) == (paper > 0) else "no"
 

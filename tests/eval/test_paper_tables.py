@@ -39,10 +39,10 @@ def pipe(random_folder: Path) -> I2VPipeline:
     return load("tiny", folder=random_folder)
 
 
-def evaluation(pipe: I2VPipeline, folder: Path, measure: Measure, needs: Callable, world: WorldConfig = LEVEL_1
-               ) -> Evaluation:  # fmt: skip
+def evaluation(pipe: I2VPipeline, folder: Path, measure: Measure, needs: Callable, world: WorldConfig = LEVEL_1,
+               scenes: int = 4) -> Evaluation:  # fmt: skip
     """Every needed clip as a still one of made-up measurements."""
-    questions = held_out_set(world, 4, 2, 32, None)
+    questions = held_out_set(world, scenes, 2, 32, None)
     plan = Evaluation(world, pipe, questions, FULL, {})
     write_clip(folder / "clip.png", np.zeros((2, 32, 32, 3), np.uint8))
     made = {
@@ -108,7 +108,7 @@ def test_table_3_compares_with_the_paper(pipe: I2VPipeline, tmp_path: Path) -> N
         flow = 0.5 + 0.3 * (v.ip_scale == 0) + 0.2 * (v.i2v_scale == 0)
         return {"motion": q.motion, "similarity_psnr": 20.0 + q.seed + 8 * v.i2v_scale, "flow": flow}
 
-    sections = table_3_report(evaluation(pipe, tmp_path, measure, table_3_needs))
+    sections = table_3_report(evaluation(pipe, tmp_path, measure, table_3_needs, scenes=6))
     paired = table(sections, "3-paired")
     assert column(paired, "similarity to frame 0 (dB)") == {
         "without Content-Adapter": "+0.0 [+0.0, +0.0]",
@@ -124,7 +124,7 @@ def test_table_2_signs(pipe: I2VPipeline, tmp_path: Path) -> None:
     def measure(q: Question, v: Variant) -> dict[str, Any]:
         return {"motion": q.motion, "flow": (v.t0 or 0) - 0.1 * (v.p or 0) + 0.01 * q.seed}  # rises with t0, not with p
 
-    sections = table_2_report(evaluation(pipe, tmp_path, measure, table_2_needs))
+    sections = table_2_report(evaluation(pipe, tmp_path, measure, table_2_needs, scenes=12))
     by_t0 = table(sections, "2-t0-paired")
     assert column(by_t0, "flow has the paper's sign") == dict.fromkeys(("0.9", "0.8", "0.7", "0.6"), "yes")
     by_p = table(sections, "2-p-1-paired")

@@ -61,10 +61,11 @@ def test_paired_differences() -> None:
     assert difference(samples(), samples(missing=True), "static_psnr") is None
     with pytest.raises(ValueError, match="different scenes"):
         difference(samples()[3:], samples()[:-3], "similarity_psnr")
-    assert agreement((0.5, 0.1, 0.9), 2.0) == "yes"
-    assert agreement((0.5, 0.1, 0.9), -2.0) == "no"
-    assert agreement((0.5, -0.1, 0.9), 2.0) == "not resolved"
-    assert agreement((0.5, 0.1, 0.9), None) == NONE
+    assert agreement((0.5, 0.1, 0.9), 2.0, 6) == "yes"
+    assert agreement((0.5, 0.1, 0.9), -2.0, 6) == "no"
+    assert agreement((0.5, -0.1, 0.9), 2.0, 6) == "not resolved"
+    assert agreement((0.5, 0.1, 0.9), 2.0, 5) == "not resolved", "too few pictures for an interval"
+    assert agreement((0.5, 0.1, 0.9), None, 6) == NONE
 
 
 def test_markdown() -> None:
