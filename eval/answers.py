@@ -27,6 +27,7 @@ from eval.held_out import Question
 from eval.metrics.all import measure_clip
 from eval.workers import spread
 from i2v import __version__
+from i2v.device import pick_device
 from i2v.hashes import sha256
 from i2v.load import load
 from i2v.media.output_file import write_whole
@@ -98,7 +99,7 @@ class Answer:
         return read_clip(self.file, self.job.question.picture.shape[0])
 
 
-def key_of(job: Job, weights: dict[str, str], dtype: str, frames: int) -> str:
+def key_of(job: Job, weights: dict[str, str], bench: Bench) -> str:
     """The clip's name: 20 hexadecimal digits of a hash over everything that decides its pixels."""
     question = job.question
     facts: dict[str, Any] = {
@@ -106,10 +107,11 @@ def key_of(job: Job, weights: dict[str, str], dtype: str, frames: int) -> str:
         "caption": question.caption,
         "seed": question.seed,
         "picture": _sha256(question.picture),
-        "frames": frames,
+        "frames": bench.frames,
     }
     if job.variant.kind != "floor":
-        facts |= {"weights": weights, "dtype": dtype, "version": __version__, "code": code_hash()}
+        facts |= {"weights": weights, "dtype": bench.dtype, "version": __version__, "code": code_hash(),
+                  "torch": torch.__version__, "device": pick_device(bench.device).type}  # fmt: skip
     if job.variant.lora:
         facts["lora"] = sha256(Path(job.variant.lora))
     if job.variant.kind == "ceiling":
@@ -128,9 +130,10 @@ def code_hash() -> str:
 
 
 def measures_hash(bench: Bench) -> str:
-    """Over the code of all metrics and the verdicts: measurements by other code are not taken over."""
-    digest = hashlib.sha256(repr((bench.motions, bench.cameras)).encode())
-    for file in sorted((Path(__file__).parent / "metrics").glob("*.py")):
+    """Over all code that measures, versions and the verdicts: other measurements are not taken over."""
+    versions = cv2.__version__, np.__version__
+    digest = hashlib.sha256(repr((bench.motions, bench.cameras, versions)).encode())
+    for file in [*sorted((Path(__file__).parent / "metrics").glob("*.py")), Path(__file__)]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:20]
 
@@ -142,7 +145,7 @@ def answer(jobs: Sequence[Job], bench: Bench, out: Path, workers: int = 1) -> li
     so the run may be stopped at any time.
     """
     weights = {name: facts["sha256"] for name, facts in pipeline(bench).weights.items()}
-    keys = [key_of(job, weights, bench.dtype, bench.frames) for job in jobs]
+    keys = [key_of(job, weights, bench) for job in jobs]
     folder, measured_by = out / "clips", measures_hash(bench)
     folder.mkdir(parents=True, exist_ok=True)
     known = known_rows(out / ROWS, measured_by)

@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from eval import answers
 from eval.answers import CEILING, FLOOR, ROWS, Bench, Job, Variant, answer, key_of, read_clip, write_clip
@@ -54,17 +56,20 @@ def test_nothing_is_made_twice(bench: Bench, tmp_path: Path, monkeypatch: pytest
     assert json.loads((tmp_path / ROWS).read_text().splitlines()[-1])["measured_by"] == "other metrics"
 
 
-def test_a_key_is_all_that_decides_the_pixels() -> None:
+def test_a_key_is_all_that_decides_the_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "pick_device", torch.device)  # of machines with other devices too
     job = jobs()[0]
     question, weights = job.question, {"unet": "a", "vae": "b"}
 
-    def key(job: Job = job, weights: dict[str, str] = weights, dtype: str = "float32", frames: int = 4) -> str:
-        return key_of(job, weights, dtype, frames)
+    def key(job: Job = job, weights: dict[str, str] = weights, **settings: object) -> str:
+        bench = Bench(None, "cpu", "float32", 4, LEVEL_1.motions, LEVEL_1.cameras)
+        return key_of(job, weights, replace(bench, **settings))
 
     others = [
         key(weights={**weights, "unet": "c"}),
         key(dtype="bfloat16"),
         key(frames=5),
+        key(device="cuda"),
         *(key(replace(job, variant=replace(VARIANT, **{name: 0.25}))) for name in ("t0", "p", "i2v_scale", "ip_scale")),
         key(replace(job, variant=replace(VARIANT, deep_every=2))),
         key(replace(job, variant=replace(VARIANT, int8=True))),
@@ -76,6 +81,15 @@ def test_a_key_is_all_that_decides_the_pixels() -> None:
     ]
     assert key() == key() and len({key(), *others}) == len(others) + 1
     assert key(replace(job, question=replace(question, group="another"))) == key()
+    before = key()
+    monkeypatch.setattr(torch, "__version__", "0")
+    assert key() != before
+
+
+def test_measurements_of_other_versions_are_not_taken_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = answers.measures_hash(bench)
+    monkeypatch.setattr(cv2, "__version__", "0")
+    assert answers.measures_hash(bench) != before
 
 
 def test_damaged_clips_are_named(tmp_path: Path) -> None:
