@@ -98,4 +98,5 @@ def main(argv: list[str] | None = None) -> None:
     argv = list(argv or [])
     first = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
     leading = ["--videos", *argv[:first]] if first else []
-    run(config.from_command_line(Comparison, [*leading, *argv[first:]], "python -m eval"))
+    stray = "videos come before all flags, or after --videos; values with spaces need quotes"
+    run(config.from_command_line(Comparison, [*leading, *argv[first:]], "python -m eval", stray=stray))

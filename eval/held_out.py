@@ -84,11 +84,12 @@ def unseen_backgrounds(world: WorldConfig, count: int, frames: int, size: int) -
 
 
 def photographs(world: WorldConfig, folder: Path, size: int) -> list[Question]:
-    """Every picture of a folder, by name, under every camera of the world: what the model was not made for.
+    """Every picture of a folder but hidden ones, by name, under every camera of the world: what the model was not made
+    for.
 
     Raises ConfigError for a folder without pictures, PictureError for one that cannot be read.
     """
-    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in ENDINGS)
+    files = sorted(f for f in folder.glob("[!.]*") if f.suffix.lower() in ENDINGS)
     if not files:
         raise ConfigError(f"--pictures {folder}: no pictures there; expected a folder with files {', '.join(ENDINGS)}")
     out = []

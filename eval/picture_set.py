@@ -61,6 +61,9 @@ def mjhq(folder: Path) -> list[Pair]:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / META} cannot be read as json ({error}); get it again") from None
+    if not isinstance(meta, dict) or not meta or not all(map(_is_entry, meta.values())):
+        raise ConfigError(f"{folder / META} is not MJHQ-30K's: expected an object of ids, each with category and "
+                          "prompt; get it again, or rename it if it is a file of your own")  # fmt: skip
     root = folder / "mjhq30k_imgs" if (folder / "mjhq30k_imgs").is_dir() else folder
     out, gone = [], []
     for name, facts in sorted(meta.items()):
@@ -73,6 +76,10 @@ def mjhq(folder: Path) -> list[Pair]:
         raise ConfigError(f"{len(gone)} of the {len(meta)} pictures of {folder / META} are not there, such as "
                           f"{gone[0]}; unpack all of mjhq30k_imgs.zip beside it")  # fmt: skip
     return out
+
+
+def _is_entry(facts: Any) -> bool:
+    return isinstance(facts, dict) and all(isinstance(facts.get(name), str) for name in ("category", "prompt"))
 
 
 def of_folder(folder: Path, prompts: Path | None) -> list[Pair]:
@@ -126,6 +133,8 @@ def _as_listed(pairs: Sequence[Pair], file: Path) -> list[Pair]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--list {file}: no list of pictures ({error!r}); give a pictures.json of an earlier run"
                           ) from None  # fmt: skip
+    if not wanted:
+        raise ConfigError(f"--list {file}: it lists no picture; give a pictures.json of an earlier run")
     lacking = [name for name in wanted if name not in here]
     if lacking:
         raise ConfigError(f"--list {file}: {len(lacking)} pictures are not in this folder, such as {lacking[0]}")

@@ -54,6 +54,12 @@ def _videos_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and is_video(path))
 
 
+def _models_in(folder: Path) -> dict[str, list[Path]]:
+    """Folders in it that hold videos, by name; those of systems do not count, nor do videos as folders of frames."""
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in ".@" and not is_video(p))
+    return {path.name: several for path in inner if (several := _videos_in(path))}
+
+
 def _videos_below(folder: Path) -> bool:
     """Whether folders in it hold videos or frames: then pictures beside these folders, if their names do not count on,
     are no frames. Folders of systems (.thumbs, @eaDir) do not count."""
@@ -65,7 +71,8 @@ def _videos_below(folder: Path) -> bool:
 def found(given: Sequence[str]) -> dict[str, list[Path]]:
     """Videos by model. A folder of videos is a model; a folder of such folders several; NAME=FOLDER names one.
 
-    Raises ConfigError for a path that is not there or holds no video.
+    Raises ConfigError for a path that is not there or holds no video, and for one without NAME= that holds both videos
+    and folders of videos.
     """
     out: dict[str, list[Path]] = {}
     places: dict[str, Path] = {}  # of models that are called after their folder
@@ -87,11 +94,12 @@ def found(given: Sequence[str]) -> dict[str, list[Path]]:
         if is_video(path):
             add(name if named else path.resolve().parent.name, [path], named)
             continue
-        inside = _videos_in(path) if path.is_dir() else []
-        models = {name if named else path.resolve().name: inside} if inside else {}
-        if not inside and path.is_dir():
-            folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-            models = {f.name: several for f in folders if (several := _videos_in(f))}
+        inside, models = (_videos_in(path), _models_in(path)) if path.is_dir() else ([], {})
+        if inside and models and not named:
+            raise ConfigError(f"{path} holds videos ({inside[0].name}) and folders of videos ({', '.join(models)}); "
+                              "give each model as NAME=FOLDER")  # fmt: skip
+        if inside:
+            models = {name if named else path.resolve().name: inside}
         if not models:
             raise ConfigError(f"{path}: no videos there; they end with {', '.join(sorted(FILES))} or are folders of "
                               "frames")  # fmt: skip

@@ -190,9 +190,12 @@ def _canonical(argv: Sequence[str], cls: type, parser: _Parser) -> list[str]:
 
 
 def from_command_line(
-    cls: type[C], argv: Sequence[str] | None = None, prog: str | None = None, base: Mapping[str, Any] | None = None
-) -> C:
+    cls: type[C], argv: Sequence[str] | None = None, prog: str | None = None, base: Mapping[str, Any] | None = None,
+    stray: str = "values with spaces need quotes",
+) -> C:  # fmt: skip
     """A config from defaults, then `base`, then `--config FILE`, then flags. Every field is a flag, `-` or `_`.
+
+    stray: what is told of words that belong to no flag.
 
     A wrong flag or value ends the program with one line on stderr and exit code 2.
     """
@@ -200,7 +203,7 @@ def from_command_line(
     argv = sys.argv[1:] if argv is None else argv
     given, rest = parser.parse_known_args(_canonical(argv, cls, parser))
     if rest:
-        parser.error(f"{' '.join(rest)!r} belongs to no flag; values with spaces need quotes")
+        parser.error(f"{' '.join(rest)!r} belongs to no flag; {stray}")
     flags = vars(given)
     path = flags.pop("config", None)
     flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}

@@ -112,6 +112,9 @@ def test_what_is_no_video_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
                          (["a=nowhere"], "nowhere: there is no such file or folder"),
                          ([str(tmp_path)], "no videos there; they end with .avi")):  # fmt: skip
         assert __main__.main(given) == 2 and words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        __main__.main(["--frames", "3", str(tmp_path)])
+    assert "belongs to no flag; videos come before all flags, or after --videos" in capsys.readouterr().err
 
 
 def test_folders_of_several_models(models: Path) -> None:

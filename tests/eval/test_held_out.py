@@ -57,6 +57,7 @@ def test_photographs(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "b.png"), np.full((40, 80, 3), 90, np.uint8))
     cv2.imwrite(str(tmp_path / "a.jpg"), np.full((60, 50, 3), 30, np.uint8))
     (tmp_path / "prompts.txt").write_text("no picture")
+    (tmp_path / "._b.png").write_bytes(b"macOS's note on b.png")
     asked = of(ask(pictures=tmp_path), PHOTOGRAPHS)
     assert [q.scene for q in asked] == ["a.jpg"] * 5 + ["b.png"] * 5
     assert {q.camera for q in asked} == set(LEVEL_2.cameras)

@@ -170,10 +170,18 @@ def test_a_folder(pictures: Path) -> None:
         chosen(pictures, None, None, 0)
     with pytest.raises(ValueError, match="no list of pictures"):
         picture_set._as_listed([], pictures / "dog.txt")
+    write_list([], pictures / "none.json", {})
+    with pytest.raises(ValueError, match="none.json: it lists no picture"):
+        picture_set._as_listed([], pictures / "none.json")
+    for text in ('["a"]', '{"a": "b"}', '{"a": {"category": "art"}}'):
+        (pictures / "meta_data.json").write_text(text)
+        with pytest.raises(ValueError, match="meta_data.json is not MJHQ-30K's: expected an object of ids"):
+            chosen(pictures, None, None, 0)
 
 
 def test_the_worlds_pictures(tmp_path: Path) -> None:
     pairs = of_world(LEVEL_1, 3, 0, 4, 64, tmp_path)
+    assert of_world(LEVEL_1, 2, 0, 4, 64, tmp_path) == pairs[:2]
     assert len({p.name for p in pairs}) == 3 and of_world(LEVEL_1, 3, 1, 4, 64, tmp_path) != pairs
     for pair in pairs:
         assert pair.mask is not None and " over " in pair.prompt
@@ -181,7 +189,6 @@ def test_the_worlds_pictures(tmp_path: Path) -> None:
         assert mask is not None and set(np.unique(mask)) == {0, 255}
 
 
-    assert of_world(LEVEL_1, 2, 0, 4, 64, tmp_path) == pairs[:2]
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -189,6 +196,7 @@ def test_the_worlds_pictures(tmp_path: Path) -> None:
         ("table2 --raft raft.pth --clip x.pt", "--raft, --clip: the miniature draws pictures of 64 pixels"),
         ("table2 --pictures none", "--pictures none: there is no such folder"),
         ("table2 --count 0", "--count 0: expected 1 or more"),
+        ("table1 --count 10001", "--count 10001: the miniature's world has 10,000 pictures"),
         ("table3 --count 3 --interval 95", "--interval 95: needs videos of 6 pictures or more"),
         ("table3 --list x.json", "give the pictures' folder too"),
     ],

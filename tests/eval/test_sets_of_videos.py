@@ -86,6 +86,17 @@ def test_a_stray_picture_makes_no_folder_of_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inner", ["@eaDir/t.jpg", ".thumbs/t.jpg", "depth/frame_0000.png"])
 def test_folders_inside_a_folder_of_frames(tmp_path: Path, inner: str) -> None:
+def test_videos_beside_folders_of_models_are_refused(tmp_path: Path) -> None:
+    """Which of both are meant cannot be told; NAME= says that it is the folder's own."""
+    for name in ("grid.gif", "svd/cat.gif", "ours/cat.gif", "@eaDir/cat.gif"):
+        write_video(tmp_path / name, np.stack([texture(0)] * 3), 8)
+    with pytest.raises(ConfigError, match=r"holds videos \(grid.gif\) and folders of videos \(ours, svd\); give each"):
+        found([str(tmp_path)])
+    assert [p.name for p in found([f"x={tmp_path}"])["x"]] == ["grid.gif"]
+    (tmp_path / "grid.gif").unlink()
+    assert list(found([str(tmp_path)])) == ["ours", "svd"]
+
+
     """Thumbnails of a file server, or depth maps beside the frames: it stays the video that it was."""
     for k in range(3):
         write_video(tmp_path / "m" / f"v{k}.png", np.stack([texture(j) for j in range(3)]), 8)
