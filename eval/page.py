@@ -35,23 +35,28 @@ figure.wrong b { color: #d0342c }
 
 @dataclass(frozen=True)
 class Shot:
-    """A clip on the page: uint8 (F, H, W, 3), words below it, and whether it does what was asked (None: not asked)."""
+    """A clip on the page: uint8 (F, H, W, 3), words below it, and whether it does what was asked (None: not asked).
+
+    fps: None is the page's.
+    """
 
     frames: NDArray[np.uint8]
     words: str
     right: bool | None = None
     verdict: str = ""
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Clips in rows and columns, which have heads; a place may be empty. corner: what the heads of both mean."""
+    """Clips in rows and columns, which have heads; a place may be empty, or hold several. corner: what the heads of
+    both mean."""
 
     title: str
     corner: str
     rows: Sequence[str]
     columns: Sequence[str]
-    shots: Mapping[tuple[str, str], Shot]
+    shots: Mapping[tuple[str, str], Sequence[Shot]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Section:
 
 
 def write_page(path: Path, title: str, words: str, sections: Sequence[Section], fps: int = 8) -> None:
-    """Writes the page, whole or not at all. `words` and all titles are plain text."""
+    """Writes the page, whole or not at all. `words` and all titles are plain text. fps: of clips that do not
+    say theirs."""
     body = "\n".join(_section(s, fps) for s in sections)
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -91,7 +97,7 @@ def _section(section: Section, fps: int) -> str:
 
 
 def _shot(shot: Shot, fps: int) -> str:
-    data = base64.b64encode(webp_bytes(shot.frames, Fraction(fps), None)).decode("ascii")
+    data = base64.b64encode(webp_bytes(shot.frames, Fraction(shot.fps or fps), None)).decode("ascii")
     kind = {True: ' class="right"', False: ' class="wrong"', None: ""}[shot.right]
     words = html.escape(shot.words) + (f"<br><b>{html.escape(shot.verdict)}</b>" if shot.verdict else "")
     alt = html.escape(shot.words, quote=True)
@@ -107,8 +113,8 @@ def _grid(grid: Grid, fps: int) -> str:
     lines = [f"<h3>{html.escape(grid.title)}</h3>",
              f"<table><thead><tr><th>{html.escape(grid.corner)}</th>{head}</tr></thead><tbody>"]  # fmt: skip
     for row in grid.rows:
-        shots = [grid.shots.get((row, column)) for column in grid.columns]
-        cells = "".join(f"<td>{'' if shot is None else _shot(shot, fps)}</td>" for shot in shots)
+        shots = [grid.shots.get((row, column), ()) for column in grid.columns]
+        cells = "".join(f"<td>{''.join(_shot(shot, fps) for shot in some)}</td>" for some in shots)
         lines.append(f"<tr><th>{html.escape(row)}</th>{cells}</tr>")
     return "\n".join([*lines, "</tbody></table>"])
 

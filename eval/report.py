@@ -112,17 +112,17 @@ def _paper_row(name: str, values: Mapping[str, float], shown_columns: Sequence[C
 
 def missing(measured: Sequence[Measured], shown_columns: Sequence[Column]) -> list[str]:
     """Why columns are empty, or lack some videos: a line for each reason."""
-    columns_of: dict[tuple[str, int], list[str]] = {}
+    columns_of: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for column in shown_columns:
         without = [m for m in measured if column.name in m.scores.reasons]
         for reason in dict.fromkeys(m.scores.reasons[column.name] for m in without):
-            count = sum(m.scores.reasons[column.name] == reason for m in without)
-            columns_of.setdefault((reason, count), []).append(column.head)
+            labels = tuple(m.label for m in without if m.scores.reasons[column.name] == reason)
+            columns_of.setdefault((reason, labels), []).append(column.head)
     out = []
-    for (reason, count), heads in columns_of.items():
-        all_of_them = count == len(measured)
+    for (reason, labels), heads in columns_of.items():
+        all_of_them = len(labels) == len(measured)
         named = all_of_them and any(reason.lower().startswith(head.partition(" x ")[0].lower()) for head in heads)
-        state = "empty" if all_of_them else f"without {count_of(count, 'video')}"
+        state = "empty" if all_of_them else f"without {count_of(len(labels), 'video')} ({first_of(labels)})"
         out.append(f"Empty: {reason}." if named else f"{', '.join(heads)}: {state}; {reason}.")
     return out
 
@@ -185,8 +185,9 @@ def warnings(report: Report, measured: Sequence[Measured]) -> list[str]:
         out.append(f"Rows are means over different pictures: of {len(every_scene)}, {told}.")
     rates = sorted({m.fps for m in measured if m.fps is not None})
     if len(rates) > 1:
-        out.append(f"Frames a second differ ({', '.join(f'{rate:g}' for rate in rates)}): FlowScore, WarpingError and "
-                   "CLIPTemp count from frame to frame; bring all videos to one rate before.")  # fmt: skip
+        out.append(f"Frames a second differ ({', '.join(f'{rate:g}' for rate in rates)}): FlowScore, WarpingError, "
+                   "flicker and, with --evalcrafter, CLIPTemp count from frame to frame; bring all videos to one rate "
+                   "before.")  # fmt: skip
     unknown = [m.label for m in measured if m.fps is None]
     if rates and unknown:
         out.append(f"Of {count_of(len(unknown), 'video')} ({first_of(unknown)}) the frames a second are not known, of "
@@ -219,9 +220,9 @@ def warnings(report: Report, measured: Sequence[Measured]) -> list[str]:
     small = [name for name, found in by_model(measured).items() if len({m.video.scene for m in found}) < least()]
     if small and report.percent is None:
         out.append(f"No intervals for {', '.join(small)}: 95 % need {least()} pictures or more.")
-    return out
     if any(least(report.percent or 95) <= len(own) < 50 for own in scenes.values()):
         out.append(f"Intervals of means are too narrow where there are few pictures: {NARROW}.")
+    return out
 
 
 def first_of(labels: Sequence[str]) -> str:
@@ -264,17 +265,19 @@ def side_by_side(report: Report, measured: Sequence[Measured]) -> list[Section]:
 
 def grids(report: Report, measured: Sequence[Measured]) -> list[Section]:
     """t0 x p, for pictures whose videos tell of more than one start (Frame Similarity Prior)."""
-    out = []
+    out: list[Grid] = []
     for scene in dict.fromkeys(m.video.scene for m in measured):
-        cells: dict[tuple[str, str], Shot] = {}
-        for m in measured:
-            if m.video.scene == scene and m.video.start is not None:
-                cells.setdefault((f"{m.video.start[0]:g}", f"{m.video.start[1]:g}"), shot(m))
-        if len(cells) > 1:
-            rows, heads = (sorted({key[i] for key in cells}, key=float, reverse=not i) for i in (0, 1))
-            out.append(Grid(scene, "t0, p", rows, heads, cells))
         if len(out) == report.shown:
             break
+        cells: dict[tuple[str, str], dict[str, Measured]] = {}  # the first of each model
+        for m in measured:
+            if m.video.scene == scene and m.video.start is not None:
+                t0, p = m.video.start
+                cells.setdefault((f"{t0:g}", f"{p:g}"), {}).setdefault(m.video.model, m)
+        if len(cells) > 1:
+            rows, heads = (sorted({key[i] for key in cells}, key=float, reverse=not i) for i in (0, 1))
+            shots = {key: [shot(m) for m in of.values()] for key, of in cells.items()}
+            out.append(Grid(scene, "t0, p", rows, heads, shots))
     return [Section("Frame Similarity Prior: t0 x p", grids=out)] if out else []
 
 
@@ -282,7 +285,7 @@ def shot(m: Measured, name: str = "") -> Shot:
     """A clip for the page under its model's name, with its motion."""
     moved = next((f"flow {m.scores.values[n]:.2f} ({by})" for n, by in (("flow_score", "RAFT"),
                  ("flow_score (DIS)", "DIS")) if n in m.scores.values), "")  # fmt: skip
-    return Shot(_small(read(m.video, m.size[0])), f"{name or m.video.model}, {moved}")
+    return Shot(_small(read(m.video, m.size[0])), f"{name or m.video.model}, {moved}", fps=m.fps)
 
 
 def _small(frames: Any) -> Any:

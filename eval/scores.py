@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,11 @@ def score(frames: Video, picture: Video | None, prompt: str, mask: Video | None,
                 raise
             out.reasons[name] = OUT_OF_MEMORY
             return None
-        out.values[name] = read(result)
+        value = read(result)
+        if not math.isfinite(value):  # a table has no mean of it
+            out.reasons[name] = f"what came out is no finite number ({value})"
+            return None
+        out.values[name] = value
         out.details[name] = {key: _plain(value) for key, value in dataclasses.asdict(result).items() if key != "value"}
         return result
 
@@ -116,7 +121,8 @@ def score(frames: Video, picture: Video | None, prompt: str, mask: Video | None,
     attempt("clip_temp", lambda: clip_temp(frames, networks.clip, picture, reference, pixels))  # type: ignore[arg-type]
     flows(networks.raft, "evalcrafter" if own else "fixed")
     if networks.raft is not None and not networks.raft.beside_paper:
-        flows(None, "fixed")
+        other = f"{networks.raft.name} was given; the paper's columns need RAFT's large network (raft-things.pth)"
+        out.reasons |= dict.fromkeys(("flow_score", "warping_error"), other)
     flows(Dis(), "fixed")
     if prompt or networks.clip is None:
         attempt("text_alignment", lambda: text_alignment(frames, networks.clip, prompt))

@@ -186,7 +186,8 @@ def test_what_makes_rows_hard_to_compare_is_told(models: Path, capsys: pytest.Ca
     assert __main__.main(command(models, "--reference", f"{models}/pictures")) == 0
     told = capsys.readouterr().out
     assert "Rows are means over different pictures: of 3, ours lacks 1." in told
-    assert "Frames a second differ (8, 24)" in told and "text alignment is that" not in told
+    assert "Frames a second differ (8, 24): FlowScore, WarpingError, flicker and, with --evalcrafter, CLIP" in told
+    assert "text alignment is that" not in told
     rates = [v["fps"] for v in json.loads((models / "out" / "results.json").read_text())["videos"]]
     assert rates == [None, None, 24, 8, 8]
 
@@ -266,6 +267,7 @@ def test_a_network_that_is_not_the_papers_never_fills_its_columns() -> None:
         networks = Networks(Raft(RAFT(cfg).eval(), 20), None, None, {}, {})
         found = score(moving(side=side, count=2), None, "", None, networks)
         assert names <= set(found.values) and ("flow_score" in found.values) == (cfg == LARGE)
+        assert found.reasons.get("warping_error", "").startswith("RAFT small was given; the paper's") == (cfg == SMALL)
         paper, others = columns([found])
         assert not [c for c in others if c.name in ("flow_score", "warping_error")]
         assert [c.head for c in paper] == ["DoverVQA", "CLIPTemp", "FlowScore", "WarpingError x 10,000"]

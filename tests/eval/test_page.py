@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ import pytest
 from eval.charts import HEIGHT, WIDTH, line_chart, ticks
 from eval.page import Section, Shot, write_page
 from eval.tables import Table
+from i2v.media.animation import webp_bytes
 from i2v.video import read_video
 
 VOID = {"meta", "img", "br"}
@@ -42,7 +44,7 @@ def test_page_is_whole_and_alone(tmp_path: Path) -> None:
     clip = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), np.uint8)
     table = Table("t", "A <table>", ["", "a", "right"], [["x & y", "3", "`3` of 4"]], "A note.", counts=True)
     chart = line_chart("Flow", "t0", "flow", {"": [(0.6, 1, 0.5, 1.5), (1, 2, 1.5, 2.5)]})
-    shots = {"first": [Shot(clip, 'a "red" ball', False, "moves left"), Shot(clip, "b", True), Shot(clip, "c")]}
+    shots = {"first": [Shot(clip, 'a "red" ball', False, "moves left"), Shot(clip, "b", True), Shot(clip, "c", fps=25)]}
     path = tmp_path / "new" / "page.html"
     write_page(path, "Title & more", "Words.", [Section("S", "<b>", [table], [chart], shots)])
     text = path.read_text(encoding="utf-8")
@@ -53,8 +55,10 @@ def test_page_is_whole_and_alone(tmp_path: Path) -> None:
     assert not re.search(r"https?://|url\(|@import", text)
     assert "A &lt;table&gt;" in text and "<code>3</code> of 4" in text and "&lt;b&gt;" in text
     assert text.count('class="wrong"') == 1 and text.count('class="right"') == 1
-    (tmp_path / "clip.webp").write_bytes(base64.b64decode(checker.fetched[0].split(",")[1]))
+    clips = [base64.b64decode(text.split(",")[1]) for text in checker.fetched]
+    (tmp_path / "clip.webp").write_bytes(clips[0])
     assert len(read_video(tmp_path / "clip.webp")) == 4
+    assert clips[1] == webp_bytes(clip, Fraction(8), None) and clips[2] == webp_bytes(clip, Fraction(25), None)
 
 
 def test_charts_stay_in_their_frame() -> None:

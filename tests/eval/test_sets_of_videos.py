@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from eval import report
+from eval import report, scores
 from eval.measured import Measured, frame_rate, measure
 from eval.metrics.all import measure_clip
+from eval.metrics.flow_score import FlowScore
 from eval.miniature import write_sheets
 from eval.networks import NetworkFiles, Networks
+from eval.page import Grid
 from eval.probe_ceiling import ProbeCeiling, moving_cameras
 from eval.scores import PAPER, Scores, Switches, score
 from eval.tables import Column
@@ -84,8 +86,6 @@ def test_a_stray_picture_makes_no_folder_of_frames(tmp_path: Path) -> None:
     assert [p.name for p in found([str(tmp_path / "videos" / "frames")])["frames"]] == ["c", "d"]
 
 
-@pytest.mark.parametrize("inner", ["@eaDir/t.jpg", ".thumbs/t.jpg", "depth/frame_0000.png"])
-def test_folders_inside_a_folder_of_frames(tmp_path: Path, inner: str) -> None:
 def test_videos_beside_folders_of_models_are_refused(tmp_path: Path) -> None:
     """Which of both are meant cannot be told; NAME= says that it is the folder's own."""
     for name in ("grid.gif", "svd/cat.gif", "ours/cat.gif", "@eaDir/cat.gif"):
@@ -97,6 +97,8 @@ def test_videos_beside_folders_of_models_are_refused(tmp_path: Path) -> None:
     assert list(found([str(tmp_path)])) == ["ours", "svd"]
 
 
+@pytest.mark.parametrize("inner", ["@eaDir/t.jpg", ".thumbs/t.jpg", "depth/frame_0000.png"])
+def test_folders_inside_a_folder_of_frames(tmp_path: Path, inner: str) -> None:
     """Thumbnails of a file server, or depth maps beside the frames: it stays the video that it was."""
     for k in range(3):
         write_video(tmp_path / "m" / f"v{k}.png", np.stack([texture(j) for j in range(3)]), 8)
@@ -131,6 +133,30 @@ def test_frame_rates(tmp_path: Path) -> None:
             for n in ("m.mp4", "other.gif")]  # fmt: skip
     lines = " ".join(report.warnings(report.Report("", "", tmp_path, {}, EMPTY), some))
     assert "Of 1 video (m/other.gif) the frames a second are not known, of the others they are 12." in lines
+
+
+def test_grids_keep_models_apart_and_read_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of one start has no grid, so nothing of it is read."""
+    videos = [
+        Video(model, tmp_path / "v.webp", scene, start=start)
+        for scene in ("cat", "dog")
+        for model in ("ours", "theirs")
+        for start in ((1.0, 0.5), (0.8, 0.5))
+    ]
+    videos += [replace(video, scene="still", start=(1.0, 0.5)) for video in videos]  # fmt: skip
+    seen: list[Video] = []
+    monkeypatch.setattr(report, "read", lambda video, _: seen.append(video) or np.stack([texture(0)] * 3))
+    several = [Measured(video, (3, 48, 48), Scores(), 24.0) for video in videos]
+
+    def grids(shown: int) -> list[Grid]:
+        return [grid for s in report.grids(report.Report("", "", tmp_path, {}, EMPTY, shown=shown), several)
+                for grid in s.grids]  # fmt: skip
+
+    assert grids(0) == [] and not seen
+    cat, dog = grids(12)
+    assert len(seen) == 8 and "still" not in {video.scene for video in seen}
+    assert [s.words.partition(",")[0] for s in cat.shots["0.8", "0.5"]] == ["ours", "theirs"]
+    assert {s.fps for shots in dog.shots.values() for s in shots} == {24.0}
 
 
 def shares(right: list[list[float]], model: str = "m") -> list[Measured]:
@@ -187,6 +213,19 @@ def test_a_mask_of_which_nothing_is_left_ends_nothing() -> None:
     mask[100:102, 100:102] = 1
     found = score(frames, frames[0], "a cat moves left", mask, EMPTY)
     assert "no pixel left" in found.reasons["motion_right"] and found.values["flow_score (DIS)"] == pytest.approx(0)
+
+
+def test_what_is_no_number_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its video is named, and the mean is of the others."""
+    frames = np.stack([texture(0)] * 4)
+    several = []
+    for name in ("a", "b"):
+        found = score(frames, None, "", None, EMPTY)
+        several.append(Measured(Video("m", tmp_path / f"{name}.mp4", name), (4, 48, 48), found))
+        monkeypatch.setattr(scores, "flow_score", lambda *_, **__: FlowScore(float("nan"), np.zeros(3), "DIS", False))
+    assert "flow_score (DIS)" in several[0].scores.values and "flow_score (DIS)" not in several[1].scores.values
+    lines = report.missing(several, [Column("flow_score (DIS)", "FlowScore (DIS)")])
+    assert lines == ["FlowScore (DIS): without 1 video (m/b.mp4); what came out is no finite number (nan)."]
 
 
 def test_a_plain_object_that_stays_is_itself() -> None:
