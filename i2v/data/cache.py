@@ -28,6 +28,7 @@ from i2v.models.vae import Posterior
 from i2v.picture import clip_pixels, to_tensor
 
 SYNC = 32  # clips between two waits for the disk
+ABSENT = "absent"  # stands in a key for size and time of a file that is not there
 
 Encode = Callable[[Tensor], Posterior]  # pixels (N, 3, H, W) in [-1, 1] -> posterior of scaled latents (N, C, h, w)
 EncodeText = Callable[[list[str]], dict[str, Tensor]]  # captions -> named tensors, one row for each caption
@@ -118,7 +119,7 @@ def encoded_folder(
     vae_id: a hash of the encoder's weights. draws: clips from each file, with starts of their own. chunk: clips that
     are encoded at once (a GPU wants many). show: a progress bar. A clip is found again by its name under the dataset's
     path, its bytes and its time of change; captions are always the dataset's own. Bad clips are set aside in `dataset`.
-    Raises `DataError` when no clip can be used.
+    Raises `DataError` when no clip can be used, OSError when files go away meanwhile: what is encoded by then is kept.
     """
     timing = dataset.timing
     facts = {"vae": vae_id, "num_frames": timing.num_frames, "fps": timing.fps, "stride": timing.stride}
@@ -131,6 +132,11 @@ def encoded_folder(
         with store.writing():
             waiting = {key: place for place, key in keys.items() if _unknown(store, key)}
             _add(store, dataset, encode, waiting, chunk, show)
+        if gone := {dataset.items[index].name for (index, _), key in keys.items() if _unknown(store, key)}:
+            raise OSError(
+                f"{dataset.listing.path}: {len(gone)} of its files went away while clips were read ({min(gone)} is "
+                "one); is the disk there? The same command goes on from what is encoded"
+            )
     used = []
     for (index, draw), key in keys.items():
         entry = store.entries[key]
@@ -141,15 +147,16 @@ def encoded_folder(
     if not used:
         reasons = Counter(entry["reason"] for entry in dataset.quarantine).most_common(3)
         raise DataError(
-            f"{dataset.listing.path}: none of its {len(dataset)} clips can be used "
+            f"{dataset.listing.path}: none of its clips can be used "
             f"({', '.join(f'{count} {reason}' for reason, count in reasons)}); `{dataset.check}` says why"
         )
     arrays, items = store.arrays(), [dataset.items[index] for index, *_ in used]
-    marks = [f"{version(item.path)[:1]} {draw} {item.name}" for item, (_, draw, _) in zip(items, used, strict=True)]
+    known = [keys[index, draw] for index, draw, _ in used]
+    marks = ["[{}] {} {}".format(key.split("-")[0], *key.split("/", 2)[1:]) for key in known]  # size, draw, name
     return EncodedClips(
         arrays["mean"], arrays["std"], arrays["first"], np.asarray([row for *_, row in used], np.int64),
-        [item.caption for item in items], [item.name for item in items], [keys[index, draw] for index, draw, _ in used],
-        dataset.quarantine, _digest([store.folder.name, *marks])[:16],
+        [item.caption for item in items], [item.name for item in items], known, dataset.quarantine,
+        _digest([store.folder.name, *marks])[:16],
     )  # fmt: skip
 
 
@@ -159,12 +166,15 @@ def _digest(lines: Sequence[str]) -> str:
 
 def _key(dataset: Dataset, index: int, draw: int) -> str:
     item = dataset.items[index]
-    return "/".join(["-".join(map(str, version(item.path))) or "absent", str(draw), item.name])
+    return "/".join(["-".join(map(str, version(item.path))) or ABSENT, str(draw), item.name])
 
 
 def _unknown(store: Store, key: str) -> bool:
-    """Also where older caches say that the caption is bad: the key, of the clip's file alone, outlives its mending."""
-    return store.entries.get(key, {"reason": "caption"}).get("reason") == "caption"
+    """Also where the store holds a reason that need not last. The file was there when its key was made, and then was
+    missing: its disk was away. The caption (in older caches): the key, of the clip's file alone, outlives its mending.
+    A filter that is switched off (in older caches, pauses in spite of `keep`)."""
+    reason = store.entries.get(key, {"reason": "caption"}).get("reason")
+    return reason in ("caption", *store.facts["keep"]) or (reason == "missing" and not key.startswith(f"{ABSENT}/"))
 
 
 def _add(
@@ -173,10 +183,15 @@ def _add(
     """Decodes and encodes the clips that are not in the store yet; whole chunks reach the disk together."""
 
     def read(key: str) -> NDArray[np.uint8] | BadClip:
+        index, draw = waiting[key]
+        item = dataset.items[index]
         try:
-            return dataset.frames(*waiting[key])
+            return dataset.frames(index, draw)
         except BadClip as error:
-            return error
+            if key.startswith(f"{ABSENT}/") or (error.reason != "missing" and version(item.path)):
+                return error
+            dataset.bad.pop(item.name, None)  # whatever the file of a disk that goes away looks like
+            return BadClip("missing", "went away while clips were read")
 
     pixels: list[tuple[str, NDArray[np.uint8]]] = []
     ready: list[Entry] = []

@@ -7,6 +7,7 @@ before, of the number of processes, or of which bad files are known already.
 from __future__ import annotations
 
 import shlex
+import stat
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
@@ -226,7 +227,8 @@ def open_dataset(
     paths = {item.name: item.path for item in listing.items}
     for entry in quarantine:
         name = entry["file"]
-        if entry["reason"] == "caption":  # the video's version, which the entry has, does not tell when it is mended
+        # of these the file's version does not tell whether they last; pauses were once dropped in spite of `keep`
+        if entry["reason"] in ("caption", "missing", *data.keep):
             continue
         if name in paths and entry["rules"] == data.rules and entry["version"] == version(paths[name]):
             data.bad[name] = dict(entry)
@@ -237,12 +239,13 @@ def open_dataset(
 
 
 def version(path: Path) -> list[int]:
-    """[bytes, time of the last change in ns] of a file; empty where there is none. Another one is another file."""
+    """[bytes, time of the last change in ns] of a file; empty where there is no ordinary one. Another one is another
+    file."""
     try:
         facts = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a table may hold names that no file can have
         return []
-    return [facts.st_size, facts.st_mtime_ns]
+    return [facts.st_size, facts.st_mtime_ns] if stat.S_ISREG(facts.st_mode) else []
 
 
 def ahead(work: Callable[[A], B], inputs: Sequence[A]) -> Generator[B, None, None]:

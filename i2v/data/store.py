@@ -85,7 +85,11 @@ class Store:
         with (self.folder / "lock").open("w") as lock:
             if fcntl is not None:
                 with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however that ends
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+                    except BlockingIOError:
+                        print(f"waiting for another process that writes {self.folder}", flush=True)
+                        fcntl.flock(lock, fcntl.LOCK_EX)
             whole = self.read()
             if not self._shapes:  # killed in its first append: rows of which nothing tells
                 for stale in self.folder.glob("*.bin"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +20,11 @@ from planted import moving, write
 from torch import Tensor
 
 from i2v import noise
+from i2v.data import dataset
 from i2v.data.cache import EncodedClips, encoded_folder, encoded_text
+from i2v.data.clips import Scan
 from i2v.data.dataset import Dataset, open_dataset
-from i2v.data.folders import DataError
+from i2v.data.folders import BadClip, DataError, Item
 from i2v.data.store import Store
 from i2v.models.vae import Posterior
 from i2v.picture import clip_pixels, to_tensor
@@ -54,7 +56,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, **changed: int) -> Dataset:
+def opened(folder: Path, **changed: Any) -> Dataset:
     return open_dataset(folder, **{"num_frames": 6, "size": 32, **changed})
 
 
@@ -165,19 +167,45 @@ def test_a_caption_that_breaks_and_is_mended(tmp_path: Path, clips: Path) -> Non
         assert encode.calls == 4
 
 
-def test_caches_that_hold_a_broken_caption(tmp_path: Path, clips: Path) -> None:
+@pytest.mark.parametrize("reason, keep", [("caption", ()), ("missing", ()), ("cut", ("cut",))])
+def test_caches_that_hold_what_does_not_last(tmp_path: Path, clips: Path, reason: str, keep: tuple[str, ...]) -> None:
     """Older ones do, under the clip's own key."""
-    encoded(tmp_path, opened(clips), Encoder())
+    encoded(tmp_path, opened(clips, keep=keep), Encoder())
     (store,) = tmp_path.iterdir()
     lines = [json.loads(line) for line in (store / "rows.jsonl").read_text().splitlines()]
     for line in lines:
         if line["key"].endswith("/2.mp4"):
-            line["reason"] = "caption"
+            line["reason"] = reason
     (store / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for _ in range(2):
         encode = Encoder()
-        again = encoded(tmp_path, opened(clips), encode)
+        again = encoded(tmp_path, opened(clips, keep=keep), encode)
         assert encode.calls == 0 and [entry["reason"] for entry in again.dropped] == ["not_a_video"]
+
+
+@pytest.mark.parametrize("looks", ["missing", "unreadable"])
+def test_a_disk_that_is_away_while_clips_are_encoded(
+    tmp_path: Path, clips: Path, looks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends; nothing is set aside for good, and what is encoded is kept."""
+    folder, away, scan = tmp_path / "clips", tmp_path / "away", dataset.scan
+    shutil.copytree(clips, folder)
+    whole = encoded(tmp_path / "whole", opened(folder), Encoder())
+
+    def vanishing(item: Item) -> Scan:
+        if item.name == "3.mp4":
+            folder.rename(away)
+            raise BadClip(looks, "for now")
+        return scan(item)
+
+    data = opened(folder)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match=r"[1-4] of its files went away"):
+        patched.setattr(dataset, "scan", vanishing)
+        encoded(tmp_path / "cache", data, Encoder())
+    away.rename(folder)
+    for again in (data, opened(folder)):
+        got = encoded(tmp_path / "cache", again, Encoder())
+        assert got.names == whole.names and got.identity == whole.identity and again.quarantine == whole.dropped
 
 
 def test_clips_are_known_by_what_they_are(tmp_path: Path, clips: Path) -> None:
@@ -271,54 +299,11 @@ def test_lines_without_their_rows_are_not_believed(tmp_path: Path, clips: Path) 
     assert encode.calls == 1 and np.array_equal(again.mean, mean)
 
 
-def test_two_writers(tmp_path: Path) -> None:
-    """The second one sees what the first one wrote, and adds to it."""
-    one, two = Store(tmp_path, "x", {"a": 1}), Store(tmp_path, "x", {"a": 1})
-    with one.writing():
-        one.append([("p", {}, {"v": np.ones(3, np.float16)}), ("bad", {"reason": "r"}, None)])
-    assert not two.entries
-    with two.writing():
-        assert set(two.entries) == {"p", "bad"}
-        two.append([("q", {"text": "ä\u2028b"}, {"v": np.zeros(3, np.float16)})])
-    assert one.read() and one.entries["q"] == {"key": "q", "row": 1, "text": "ä\u2028b"}
-    assert one.arrays()["v"].tolist() == [[1, 1, 1], [0, 0, 0]]
-    with two.writing(), pytest.raises(ValueError, match="has rows of"):
-        two.append([("r", {}, {"v": np.zeros(4, np.float16)})])
-
-
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One writer at a time needs none."""
-
-    def refused(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", refused)
-    store = Store(tmp_path, "x", {})
-    with store.writing():
-        store.append([("p", {}, {"v": np.ones(3, np.float16)})])
-    assert Store(tmp_path, "x", {}).arrays()["v"].tolist() == [[1, 1, 1]]
-    with pytest.raises(OSError, match="full"), store.writing():  # what goes wrong while it writes is still told
-        raise OSError(errno.ENOSPC, "the disk is full")
-
-
-def test_rows_of_a_killed_first_append_are_forgotten(tmp_path: Path) -> None:
-    """The arrays are on the disk before the text that tells of them: they must not shift what is added later."""
-    first = Store(tmp_path, "x", {"a": 1})
-    with first.writing():
-        first.append([("lost", {}, {"v": np.full(3, 7, np.float16)})])
-    for told in ("about.json", "rows.jsonl"):
-        (first.folder / told).unlink()
-    again = Store(tmp_path, "x", {"a": 1})
-    with again.writing():
-        again.append([("p", {}, {"v": np.ones(3, np.float16)})])
-    assert Store(tmp_path, "x", {"a": 1}).arrays()["v"].tolist() == [[1, 1, 1]]
-
-
 def test_nothing_to_encode(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(DataError, match=r"none of its 1 clips can be used \(1 empty\); .*--num-frames 6` says why"):
+        with pytest.raises(DataError, match=r"none of its clips can be used \(1 empty\); .*--num-frames 6` says why"):
             encoded(tmp_path / "cache", opened(tmp_path / "clips"), Encoder())
 
 
