@@ -5,6 +5,7 @@ Nothing goes on for ever: only ordinary files are opened, and one is decoded up 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -25,7 +26,11 @@ MAX_FRAMES = 18_000  # of one file, 10 minutes at 30 frames per second; what com
 MAX_DECODED = 8_000_000_000  # pixels of one file: 34,000 frames of 640x360, 960 of 4K
 MAX_STALL = 60.0  # seconds for one frame; a busy machine is slow in all frames, a broken disk or file in one
 SHOWN = 0.9  # of the frames that the header promises must decode
+COUNTED = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"AVI ")  # of mp4, mov, avi: their headers count the frames
+WIDEST = 8  # times the shorter side; scaled to cover a clip, a longer strip would be thousands of pixels long
 SMALL, LARGE = 32, 96  # sides of the reduced frames that the filters look at
+
+Decoded = tuple[float, NDArray[np.uint8], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,14 @@ def scan(item: Item) -> Scan:
     times: list[float] = []
     small: list[NDArray[np.uint8]] = []
     low = high = first = None
-    promised = 0.0
+    promised = lasting = 0.0
     for seconds, frame, says in decode(item):
-        promised = says
+        promised, lasting = says
         first = frame.shape if first is None else first
+        if max(first[:2]) > WIDEST * min(first[:2]):
+            raise BadClip(
+                "too_large", f"frames of {_size(first)}, a side more than {WIDEST} times as long as the other"
+            )
         if frame.shape != first:
             raise BadClip("unreadable", f"frame {len(times)} is {_size(frame.shape)}, the first one {_size(first)}")
         large = _reduced(frame, LARGE)
@@ -89,7 +98,8 @@ def scan(item: Item) -> Scan:
         small.append(_reduced(large, SMALL))
     if first is None or low is None or high is None:
         raise BadClip("unreadable", "no frame can be decoded; the file is damaged or cut off")
-    if len(times) < SHOWN * promised:
+    lasts = times[-1] - times[0] + interval(np.asarray(times))
+    if len(times) < SHOWN * promised and lasts < SHOWN * lasting:  # others give time x rate
         raise BadClip("short_of_header", f"the header promises {promised:.0f} frames, {len(times)} decode")
     if len(times) < promised:  # cut off near its end: the last frame may be half a frame
         times, small = times[:-1] or times, small[:-1] or small
@@ -119,9 +129,10 @@ def read_frames(item: Item, indices: NDArray[np.int64], height: int, width: int)
     raise BadClip("unreadable", f"frame {following} could be decoded before and cannot be now")
 
 
-def decode(item: Item, only: NDArray[np.int64] | None = None) -> Iterator[tuple[float, NDArray[np.uint8], float]]:
-    """(seconds, frame (H, W, 3) RGB, number of frames promised by the header), within the budgets.
+def decode(item: Item, only: NDArray[np.int64] | None = None) -> Iterator[Decoded]:
+    """(seconds, frame (H, W, 3) RGB, (frames, seconds) that the header promises), within the budgets.
 
+    The seconds are infinite where the header counts the frames, and is measured by them alone.
     only: numbers of the frames that are looked at; the others come as they may, sooner. Raises `BadClip`.
     """
     head = _head(item)
@@ -135,7 +146,8 @@ def decode(item: Item, only: NDArray[np.int64] | None = None) -> Iterator[tuple[
         raise BadClip("not_a_video", "is text")
     try:
         with quiet_opencv():
-            yield from _video(item, None if only is None else set(only.tolist()))
+            counted = head[4:8] in COUNTED or head[8:12] in COUNTED
+            yield from _video(item, None if only is None else set(only.tolist()), counted)
     except cv2.error as error:
         raise BadClip("unreadable", f"OpenCV cannot decode it ({error.err})") from error
 
@@ -162,7 +174,7 @@ def _head(item: Item) -> bytes:
     return head.lstrip()
 
 
-def _picture(item: Item) -> Iterator[tuple[float, NDArray[np.uint8], float]]:
+def _picture(item: Item) -> Iterator[Decoded]:
     if item.kind == "video":
         try:
             header = read_header(item.path.read_bytes())
@@ -170,12 +182,12 @@ def _picture(item: Item) -> Iterator[tuple[float, NDArray[np.uint8], float]]:
             header = None
         raise BadClip("not_a_video", f"is a {header.kind if header else 'damaged'} picture under the name of a video")
     try:
-        yield 0.0, read_image(item.path), 1.0
+        yield 0.0, read_image(item.path), (1.0, 0.0)
     except PictureError as error:
         raise BadClip("unreadable", str(error).removeprefix(f"{item.path}: ")) from error
 
 
-def _video(item: Item, only: set[int] | None) -> Iterator[tuple[float, NDArray[np.uint8], float]]:
+def _video(item: Item, only: set[int] | None, counted: bool) -> Iterator[Decoded]:
     limit = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 30_000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 30_000]
     limit += [cv2.CAP_PROP_N_THREADS, 1]  # many files are decoded at once instead
     capture = cv2.VideoCapture(os.path.abspath(item.path), cv2.CAP_FFMPEG, limit)  # "10:30.mp4" is no protocol
@@ -188,6 +200,7 @@ def _video(item: Item, only: set[int] | None) -> Iterator[tuple[float, NDArray[n
         promised, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         most = int(min(MAX_FRAMES, MAX_DECODED // max(pixels, 1)))
         promised = min(promised, most)
+        lasting = math.inf if counted or not 0 < fps <= 1000 else promised / fps
         began, last = time.monotonic(), -1.0
         frame = np.zeros((1, 1, 3), np.uint8)
         for number in range(most):
@@ -204,7 +217,7 @@ def _video(item: Item, only: set[int] | None) -> Iterator[tuple[float, NDArray[n
                 if not done:
                     return
                 frame = np.ascontiguousarray(_rgb(decoded))
-            yield seconds, frame, promised
+            yield seconds, frame, (promised, lasting)
             began = time.monotonic()
     finally:
         capture.release()

@@ -53,6 +53,18 @@ def test_frames_are_chosen_by_time_not_by_index(tmp_path: Path) -> None:
     assert [shown[k] for k in every_second] == [0, 400, 800]
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.mp4"])
+def test_a_header_that_knows_the_time_alone(tmp_path: Path, name: str) -> None:
+    """Times the usual rate it gives more frames than a file of varying rate has; one that is cut off is still found."""
+    shown = [40 * k + 120 * max(k - 20, 0) for k in range(30)]  # 25 a second, then a camera in the dark: 6
+    path = at_times(tmp_path / name, moving(0, 30), shown)
+    assert len(scan(item(path)).times) >= 29
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(BadClip, match="short_of_header|unreadable"):
+        scan(item(path))
+
+
 @pytest.mark.parametrize(
     "rate, fps, stride, steps", [(24, None, 1, 1), (24, None, 3, 3), (24, 8, 1, 3), (30, 15, 2, 4)]
 )
@@ -115,6 +127,8 @@ def test_nothing_but_ordinary_files_is_opened(tmp_path: Path) -> None:
 
 def test_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clip longer than the budget ends there; one whose frame does not come, or is too large, is bad."""
+    with pytest.raises(BadClip, match="too_large: frames of 144x16, a side more than 8 times as long"):
+        scan(item(write(tmp_path / "strip.mp4", np.zeros((3, 16, 144, 3), np.uint8))))
     path = write(tmp_path / "a.mp4", moving(0, 30))
     monkeypatch.setattr(clips, "MAX_FRAMES", 12)
     assert len(scan(item(path)).times) == 12

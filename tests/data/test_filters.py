@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,17 @@ def test_a_pause_in_time_parts_a_clip_as_a_cut_does(clean: list[Scan]) -> None:
     held = Scan(late, seen.small, seen.low, seen.high, seen.height, seen.width)
     assert shots(held, Timing(8)) == [(0, 12), (12, 20)]
     assert dropped(held, Timing(16)) == "cut" and dropped(held, Timing(8)) == ""
+    assert dropped(held, Timing(16), keep=("cut",)) == ""
+
+
+def test_cuts_of_a_long_file_need_little_memory() -> None:
+    small, side = np.random.default_rng(0).integers(0, 9, (2000, 32, 32, 3), np.uint8), np.zeros((96, 96, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        assert not len(cuts(Scan(np.arange(2000) / 30, small, side, side, 64, 64)))
+        assert tracemalloc.get_traced_memory()[1] < small.nbytes / 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_mistaken_threshold_is_seen(tmp_path: Path, clean: list[Scan], monkeypatch: pytest.MonkeyPatch) -> None:
