@@ -23,6 +23,7 @@ TABLES = (".csv", ".tsv", ".jsonl")
 PATH_COLUMNS = ("file_name", "filename", "video", "video_path", "path", "filepath", "file", "image")
 CAPTION_COLUMNS = ("text", "caption", "prompt", "name", "description")
 WEBVID = "WebVid csv"
+SURPLUS = "columns beyond the head"
 
 Kind = Literal["video", "picture"]
 
@@ -206,6 +207,10 @@ def _from_table(table: Path) -> Listing:
         kind = kind or (WEBVID if webvid else f"{table.suffix.lower()[1:]} table")
         where = f"{table.name}:{line}"
         value = row.get(column or "")
+        if isinstance(more := row.get(SURPLUS), list) and any(text.strip() for text in more):
+            fault = BadClip("bad_row", "has more columns than the head; put texts that hold a comma into quotes")
+            items.append(Item(table, where, "", "video", fault))
+            continue
         if not isinstance(value, (str, int)) or not str(value).strip():
             items.append(Item(table, where, "", "video", BadClip("bad_row", "names no file")))
             continue
@@ -215,7 +220,7 @@ def _from_table(table: Path) -> Listing:
             items.append(Item(table, where, "", "video", fault))
             continue
         path = _webvid_file(table.parent, str(row.get("page_dir") or ""), value) if webvid else table.parent / value
-        caption = next((text for c in CAPTION_COLUMNS if isinstance(text := row.get(c), str)), "")
+        caption = next((text for c in CAPTION_COLUMNS if isinstance(text := row.get(c), str) and text.strip()), "")
         name = path.relative_to(table.parent).as_posix() if path.is_relative_to(table.parent) else str(path)
         items.append(Item(path, name, _one_line(caption), kind_of(path) or "video"))
     if not items:
@@ -234,7 +239,7 @@ def _webvid_file(folder: Path, page_dir: str, video: str) -> Path:
     """Where downloaders put it: page_dir/videoid.mp4 or videoid.mp4, beside the table or in its folder videos."""
     name = f"{video}.mp4"
     places = [folder / page_dir / name, folder / "videos" / page_dir / name, folder / name, folder / "videos" / name]
-    return next((place for place in places if place.exists()), places[0])
+    return next((place for place in places if os.path.exists(place)), places[0])  # no error for odd names
 
 
 def _rows(table: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -246,10 +251,16 @@ def _rows(table: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
                 return
             head = file.readline()
             file.seek(0)
-            reader = csv.DictReader(file, delimiter=max(",\t;", key=head.count))
-            for row in reader:
-                yield reader.line_num, {k.strip().lower(): v for k, v in row.items() if isinstance(k, str)}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            reader = csv.DictReader(file, restkey=SURPLUS, delimiter=max(",\t;", key=head.count), strict=True)
+            try:
+                for row in reader:
+                    yield reader.line_num, {k.strip().lower(): v for k, v in row.items()}
+            except csv.Error as error:
+                raise DataError(
+                    f"{table}: the quotes of the row at line {reader.line_num + 1} do not match ({error}); a text that "
+                    "begins with a quote is put into quotes whole, those inside doubled"
+                ) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table}: cannot be read as a UTF-8 table ({error}); save it anew") from error
 
 

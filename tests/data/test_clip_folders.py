@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from i2v.data.__main__ import main
+from i2v.data.dataset import open_dataset
 from i2v.data.folders import DataError, Item, understand
 
 GREY = cv2.imencode(".png", np.full((32, 32, 3), 90, np.uint8))[1].tobytes()
@@ -120,6 +121,28 @@ def test_captions_cut_inside_a_character(tmp_path: Path) -> None:
     assert said(understand(tmp_path).items) == {"a.mp4": "a dog \U0001f600 runs", "b.mp4": ""}
 
 
+def test_the_first_caption_that_is_filled_counts(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,text,caption\na.mp4,,a ball\nb.mp4,a box,a ball\nc.mp4,,\n")
+    assert said(understand(tmp_path / "t.csv").items) == {"a.mp4": "a ball", "b.mp4": "a box", "c.mp4": ""}
+
+
+def test_a_caption_with_commas_but_no_quotes_is_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('path,text\na.mp4,a dog, running\nb.mp4,"a dog, running"\nc.mp4,a 12" disc,,\n')
+    items = understand(tmp_path / "t.csv").items
+    assert [item.fault.detail if item.fault else item.caption for item in items] == [
+        "has more columns than the head; put texts that hold a comma into quotes", "a dog, running", 'a 12" disc',
+    ]  # fmt: skip
+
+
+def test_names_that_no_file_can_have_are_bad_rows(tmp_path: Path) -> None:
+    long = "7" * 300
+    (tmp_path / "w.csv").write_text(f"videoid,contentUrl,duration,page_dir,name\n{long},u,PT,p,a\n1\0,u,PT,p,a\n")
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"path": n}) + "\n" for n in (long, "a\0.mp4", "\ud83d.mp4")))
+    for table, rows in (("w.csv", 2), ("t.jsonl", 3)):
+        facts = open_dataset(tmp_path / table, 4).survey(show=False)
+        assert (facts["listed"], facts["kept"]) == (rows, 0)
+
+
 def test_rows_that_name_no_file_of_this_machine(tmp_path: Path) -> None:
     outside = clip(tmp_path / "elsewhere" / "b.mp4")
     (tmp_path / "set").mkdir()
@@ -146,6 +169,8 @@ def test_a_table_of_something_else_does_not_hide_the_clips(tmp_path: Path) -> No
         ),
         ("t.csv", "path,text\n", "has no rows"),
         ("t.csv", b"path,text\na.mp4,caf\xe9\n", "cannot be read as a UTF-8 table"),
+        ("t.csv", 'path,text\na.mp4,x\nb.mp4,"never closed\nc.mp4,x\n', "quotes of the row at line 3 do not match"),
+        ("t.csv", 'path,text\na.mp4,"one\nb.mp4,"two\nc.mp4,x\n', "quotes of the row at line 2 do not match"),
         ("t.jsonl", '{"path": "a.mp4"}\nnot json\n', "line 2 is no JSON"),
         ("t.jsonl", "[1, 2]\n", "line 1 is no JSON object"),
         ("t.jsonl", '{"length": 3}\n', "no column of files"),
