@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -63,12 +64,12 @@ def _own(cfg: Training, path: Path, networks: Networks, quarantine: Iterable[Map
     if cfg.stream:
         return _streamed(cfg, dataset, networks)
     clips = encoded_folder(cfg.cache, dataset, networks.encode, networks.vae_id, draws=cfg.draws)
-    reasons: dict[str, int] = {}
-    for entry in clips.dropped:
-        reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
-    words = f"{path}: {dataset.listing.kind}, {len(dataset):,} listed, {len(dataset) - len(clips.dropped):,} usable"
-    words += _of_captions([i.caption for i in dataset.items if i.name not in dataset.bad], networks.tokenizer)
+    bad, names = dataset.bad, [item.name for item in dataset.items]  # a table may name a file in several rows
+    reasons = Counter(bad[name]["reason"] for name in sorted(names) if name in bad).most_common()
+    dropped = ", ".join(f"{count} {reason}" for reason, count in reasons)
+    captions = [item.caption for item in dataset.items if item.name not in bad]
+    words = f"{path}: {dataset.listing.kind}, {len(dataset):,} listed, {len(captions):,} usable"
+    words += _of_captions(captions, networks.tokenizer)
     if dropped:
         words += f"; dropped: {dropped} (`{dataset.check}` says which)"
     train, held_out = split(clips, cfg.hold_out)

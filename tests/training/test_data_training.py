@@ -103,10 +103,10 @@ def test_captions_that_are_missing_or_cut_are_counted(toy: Toy, clips: Path, tmp
     for column, told in (("captions", "2 usable, 2 without a caption"),
                          ("caption", "2 usable, 1 with a caption cut at 32 tokens")):  # fmt: skip
         table = tmp_path / f"{column}.csv"
-        rows = f"{clips}/0.mp4,{fits}\n{clips}/1.mp4,{fits} a\n{clips}/page.mp4,{fits} a\n"
+        rows = f"{clips}/0.mp4,{fits}\n{clips}/1.mp4,{fits} a\n" + 2 * f"{clips}/page.mp4,{fits} a\n"
         table.write_text(f"file_name,{column}\n{rows}")
         words = open_clips(toy.config(**own(table, cache=tmp_path / "cache")), networks).words
-        assert words.split(";")[0].endswith(told), words
+        assert words.split(";")[0].endswith(told) and "4 listed" in words and "2 not_a_video" in words, words
 
 
 def test_other_clips_under_the_same_run_are_refused(toy: Toy, clips: Path, tmp_path: Path) -> None:
