@@ -34,11 +34,18 @@ def normal(seed: int, purpose: str, frames: Sequence[int], step: int, shape: tup
     return torch.from_numpy(out)
 
 
-def uniform(seed: int, purpose: str, frames: Sequence[int], step: int, shape: tuple[int, ...]) -> Tensor:
-    """Numbers uniform in [0, 1), one independent draw per frame; arguments and result as `normal`."""
-    out = np.empty((len(frames), *shape), dtype=np.float32)
+def uniform(
+    seed: int, purpose: str, frames: Sequence[int], step: int, shape: tuple[int, ...], among: int = 1
+) -> Tensor:
+    """Numbers uniform in [0, 1), one independent draw per frame; arguments and result as `normal`.
+
+    among: how many things they choose from. Above 2^20 they are float64: the 2^24 values of float32 would choose some
+    of these more often than others.
+    """
+    kind = np.float32 if among <= 2**20 else np.float64
+    out = np.empty((len(frames), *shape), dtype=kind)
     for row, frame in enumerate(frames):
-        _generator(seed, purpose, frame, step).random(dtype=np.float32, out=out[row, ...])
+        _generator(seed, purpose, frame, step).random(dtype=kind, out=out[row, ...])
     return torch.from_numpy(out)
 
 

@@ -73,6 +73,9 @@ def test_shapes_and_type():
     assert normal(0, "a", [], 0, SHAPE).shape == (0, *SHAPE)
     assert uniform(0, "a", [7], 0, ()).shape == (1,)
     assert normal(0, "a", [1], 0, (2,)).dtype == uniform(0, "a", [1], 0, (2,)).dtype == torch.float32
+    few, many = (uniform(0, "a", [1], 0, (99,), among) for among in (2**20, 2**20 + 1))
+    assert torch.equal(few, uniform(0, "a", [1], 0, (99,))) and (few * 2**24 % 1 == 0).all()
+    assert many.dtype == torch.float64 and (many * 2**24 % 1 > 0).all()  # finer than float32's steps
 
 
 def test_the_numbers_stay_what_they_are():

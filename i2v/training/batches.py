@@ -133,7 +133,7 @@ class Batches(Samples):
 
     def prepared(self, first: int, count: int) -> Callable[[], Batch]:
         cfg, data, samples = self.cfg, self.data, range(first, first + count)
-        picks = noise.uniform(cfg.seed, "clip", samples, 0, (4,)).tolist()  # clip, frame, caption, picture
+        picks = noise.uniform(cfg.seed, "clip", samples, 0, (4,), len(data)).tolist()  # clip, frame, caption, picture
         clips = [int(clip * len(data)) for clip, *_ in picks]
         if self.order:
             clips = [self.order[sample % len(data)] for sample in samples]
