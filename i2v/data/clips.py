@@ -5,6 +5,7 @@ Nothing goes on for ever: only ordinary files are opened, and one is decoded up 
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -166,6 +167,8 @@ def _head(item: Item) -> bytes:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):  # its disk or server, not the file
+            raise BadClip("missing", f"cannot be reached ({error.strerror})") from error
         raise BadClip("unreadable", f"cannot be read ({error.strerror}); touch it once it can") from error
     if not head:
         raise BadClip("empty", "the file has no bytes")

@@ -10,10 +10,11 @@ import shlex
 import stat
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,8 +28,7 @@ from i2v.data.folders import BadClip, DataError, Item, Listing, kind_inside, und
 from i2v.data.latents import cores
 
 REMEMBERED = 2**27  # bytes of scans kept in memory: 10 kB for a short clip, 400 for one of ten minutes
-TRIES = 100  # draws of a sample among bad files, after which it takes the next good one
-WALK = 10_000  # bad files in a row after which it gives up: something is wrong with the data
+TRIES, ROUNDS = 100, 300  # draws of a sample among bad files, at once and how often: all bad, the data is wrong
 PAUSES = (1, 10, 60, 300, 600)  # seconds: a disk that is away for a while does not end a run
 
 A = TypeVar("A")
@@ -47,7 +47,8 @@ class Plan:
 class Dataset:
     """Clips of a listing, `timing.num_frames` frames of (height, width) pixels each.
 
-    keep: names of the filters that are switched off. bad: what is set aside, by name of the item.
+    keep: names of the filters that are switched off. bad: what is set aside, by name of the item. stop: once it holds
+    something, e.g. the signal that ends a run, `sample` neither waits nor reads.
     """
 
     listing: Listing
@@ -57,8 +58,10 @@ class Dataset:
     seed: int = 0
     keep: tuple[str, ...] = ()
     bad: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stop: Sequence[int] = ()
     _plans: dict[int, Plan] = field(default_factory=dict, repr=False)
     _held: int = field(default=0, repr=False)  # bytes of these
+    _scanning: list[Lock] = field(default_factory=lambda: [Lock() for _ in range(1024)], repr=False)
 
     def __len__(self) -> int:
         """Items listed, the bad ones among them."""
@@ -95,11 +98,18 @@ class Dataset:
 
     def plan(self, index: int) -> Plan:
         """Scans the file of an item, once. Raises `BadClip` and sets the item aside when it cannot be used."""
-        item = self.items[index]
-        if (entry := self.bad.get(item.name)) is not None:
-            raise BadClip(entry["reason"], entry["detail"])
-        if (known := self._plans.get(index)) is not None:
+        if (known := self._known(index)) is not None:
             return known
+        with self._scanning[index % len(self._scanning)]:  # several draws of one file come together: one scans it
+            return self._known(index) or self._scanned(index)
+
+    def _known(self, index: int) -> Plan | None:
+        if (entry := self.bad.get(self.items[index].name)) is not None:
+            raise BadClip(entry["reason"], entry["detail"])
+        return self._plans.get(index)
+
+    def _scanned(self, index: int) -> Plan:
+        item = self.items[index]
         try:
             if self.timing.num_frames > 1 and item.kind == "picture" and kind_inside(item.path) != "video":
                 raise BadClip("picture", f"a picture is no clip of {self.timing.num_frames} frames")
@@ -139,31 +149,49 @@ class Dataset:
     def sample(self, number: int) -> tuple[int, NDArray[np.uint8]]:
         """(item, its clip (F, height, width, 3) uint8 RGB) for sample `number` of a run; bad items are passed over.
 
-        Where no file is there at all it waits for the disk. Raises `DataError` when too many items in a row are bad.
+        Where none can be used and files are missing it waits for the disk. Raises `DataError` when too many items in
+        a row are bad, or once `stop` is set.
         """
-        drawn = [
-            int(place * len(self)) for place in noise.uniform(self.seed, "item", [number], 0, (TRIES,))[0].tolist()
-        ]
-        order = [*drawn, *((drawn[-1] + k) % len(self) for k in range(1, min(len(self), WALK) + 1))]
         for pause in (*PAUSES, 0):
-            away = True
-            for index in order:
+            missing = tried = 0
+            for index in self._drawn(number):
+                if self.stop:
+                    raise DataError(f"{self.listing.path}: stopped before sample {number} was read")
+                tried, item = tried + 1, self.items[index]
+                known = item.name in self.bad
                 try:
                     return index, self.frames(index, number)
                 except BadClip as error:
-                    last = f"{self.items[index].name}: {error}"
-                    if error.reason == "missing":  # for now
-                        self.bad.pop(self.items[index].name, None)
-                    away &= error.reason == "missing"
-            if not away:
+                    last = f"{item.name}: {error}"
+                    if error.reason == "missing" or not (known or version(item.path)):  # or it went while it was read
+                        self.bad.pop(item.name, None)  # for now
+                        missing += 1
+            if not missing:
                 break
             if pause:
-                tqdm.write(f"{self.listing.path}: none of {len(order)} clips is there; trying again in {pause} s")
-                time.sleep(pause)
+                tqdm.write(
+                    f"{self.listing.path}: {tried} clips tried, none can be used and {missing} are missing; "
+                    f"trying again in {pause} s"
+                )
+            for _ in range(pause):
+                if not self.stop:
+                    time.sleep(1)
         raise DataError(
-            f"{self.listing.path}: {len(order)} clips tried for sample {number}, none can be used (the last: {last}); "
+            f"{self.listing.path}: {tried} clips tried for sample {number}, none can be used (the last: {last}); "
             f"`{self.check}` says why"
         )
+
+    def _drawn(self, number: int) -> Iterator[int]:
+        """Items in the order in which a sample tries them. All are drawn: were the next good one in the list taken, one
+        after many bad ones would be learnt from in place of all of them."""
+        tried = set[int]()
+        for step in range(ROUNDS):
+            for place in noise.uniform(self.seed, "item", [number], step, (TRIES,), len(self))[0].tolist():
+                if (index := int(place * len(self))) not in tried:
+                    tried.add(index)
+                    yield index
+            if len(tried) == len(self):
+                return
 
     def survey(self, show: bool = True) -> dict[str, Any]:
         """Scans every item that is not set aside yet; what was found, as JSON. show: a progress bar."""

@@ -96,6 +96,8 @@ def _streamed(cfg: Training, dataset: Dataset, networks: Networks) -> RunClips:
                 cfg.cache, dataset.only([items[k] for k in held]), networks.encode, networks.vae_id
             )
             words += f"\n{len(learnt):,} files to learn from, {len(held):,} held out"
+            if len(measured) < len(held):  # of the others it is about the same share
+                words += f", of which {len(measured):,} can be used (`{dataset.check}` says why)"
     if measured is None:
         measured = _first_usable(cfg, dataset, learnt, networks)
         words += f"\n{NONE_HELD_OUT}"

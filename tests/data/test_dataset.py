@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from planted import moving, samples, webvid_csv, write
 
 from i2v.data import dataset
 from i2v.data.__main__ import main, run
+from i2v.data.clips import Timing
 from i2v.data.dataset import ahead, open_dataset
-from i2v.data.folders import BadClip, DataError
+from i2v.data.folders import BadClip, DataError, Item, Listing
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,7 @@ def test_scans_are_kept_within_bounds(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_nothing_but_bad_files_ends_with_a_message(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_bytes(b"<html>")
-    with pytest.raises(DataError, match=r"102 clips tried for sample 3, none can be used .*i2v.data check"):
+    with pytest.raises(DataError, match=r"2 clips tried for sample 3, none can be used .*i2v.data check"):
         open_dataset(tmp_path, 16).sample(3)
 
 
@@ -138,28 +142,87 @@ def test_one_good_clip_among_many_bad_ones_is_found(tmp_path: Path) -> None:
     assert {data.items[data.sample(k)[0]].name for k in range(40)} == {"good.mp4"}
 
 
-def test_a_disk_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is waited for, and nothing is set aside for good."""
-    folder, away, slept = tmp_path / "clips", tmp_path / "away", list[float]()
+@pytest.mark.parametrize("sign", ["no folder", errno.ENOTCONN, errno.ESTALE, errno.EIO])
+def test_a_disk_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str | int) -> None:
+    """It is waited for, and nothing is set aside for good; whatever it is known by, and with bad files on it too."""
+    folder, away, slept, stat = tmp_path / "clips", tmp_path / "away", list[float](), Path.stat
     for number in range(5):
         write(folder / f"{number}.mp4", moving(number))
+    (folder / "page.mp4").write_text("<html>")
     data = open_dataset(folder, 16, size=32)
+    data.survey(show=False)
     before = [data.sample(k)[0] for k in range(6)]
-    folder.rename(away)
+
+    def unreachable(path: Path, **options: Any) -> Any:
+        if path.parent == folder:
+            raise OSError(sign, "away")
+        return stat(path, **options)
+
+    def leave() -> None:
+        folder.rename(away) if isinstance(sign, str) else monkeypatch.setattr(Path, "stat", unreachable)
 
     def back(seconds: float) -> None:
         slept.append(seconds)
-        if len(slept) == 2:
-            away.rename(folder)
+        if sum(slept) == 11:
+            away.rename(folder) if isinstance(sign, str) else monkeypatch.setattr(Path, "stat", stat)
 
+    leave()
     monkeypatch.setattr(dataset.time, "sleep", back)
-    assert [data.sample(k)[0] for k in range(6)] == before and slept == [1, 10] and not data.quarantine
-    folder.rename(away)
+    assert [data.sample(k)[0] for k in range(6)] == before and sum(slept) == 1 + 10
+    assert [entry["file"] for entry in data.quarantine] == ["page.mp4"]
+    leave()
     slept.clear()
     monkeypatch.setattr(dataset.time, "sleep", slept.append)
-    with pytest.raises(DataError, match=r"105 clips tried .*missing"):
+    with pytest.raises(DataError, match=r"6 clips tried "):
         data.sample(0)
-    assert slept == list(dataset.PAUSES)
+    assert sum(slept) == sum(dataset.PAUSES)
+
+
+def test_a_disk_that_goes_while_a_clip_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.mp4", moving(0))
+    data = open_dataset(tmp_path, 16, size=32)
+
+    def scan(item: Item) -> Any:
+        path.rename(tmp_path / "away")
+        raise BadClip("unreadable", "cannot be opened as a video")
+
+    monkeypatch.setattr(dataset, "scan", scan)
+    monkeypatch.setattr(dataset, "PAUSES", ())
+    with pytest.raises(DataError):
+        data.sample(0)
+    assert not data.quarantine
+
+
+@pytest.mark.parametrize("listed, there", [(1000, 20), (100_000, 5000)])
+def test_a_table_of_which_a_part_was_downloaded(monkeypatch: pytest.MonkeyPatch, listed: int, there: int) -> None:
+    """The first rows, as where a download was stopped: each is drawn as often as the others."""
+
+    def frames(data: dataset.Dataset, index: int, draw: int) -> Any:
+        if index >= there:
+            raise BadClip("missing", "no such file")
+
+    monkeypatch.setattr(dataset.Dataset, "frames", frames)
+    items = [Item(Path(f"{k}.mp4"), f"{k}.mp4", "", "video") for k in range(listed)]
+    data = dataset.Dataset(Listing(Path("a.csv"), "csv table", items), Timing(16), 32, 32)
+    drawn = Counter(data.sample(k)[0] * 20 // there for k in range(600))
+    assert len(drawn) == 20 and max(drawn.values()) < 60
+
+
+def test_draws_of_one_file_share_its_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that want it at once wait for the first of them."""
+    write(tmp_path / "a.mp4", moving(0))
+    scanned: list[str] = []
+    scan = dataset.scan
+
+    def slowly(item: Item) -> Any:
+        scanned.append(item.name)
+        time.sleep(0.05)
+        return scan(item)
+
+    monkeypatch.setattr(dataset, "scan", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        plans = list(pool.map(open_dataset(tmp_path, 16).plan, [0] * 4))
+    assert scanned == ["a.mp4"] and all(plan is plans[0] for plan in plans)
 
 
 def test_unknown_filter() -> None:
