@@ -166,16 +166,21 @@ def train(cfg: Training, run: Processes) -> int:
                 finite_gradient(norm, scaler, state.step)
                 state.save()
 
+        if isinstance(clips.train, Dataset):
+            clips.train.stop = stopped
         batches = data.of_steps(state.step, cfg.steps, run.rank, run.count, state.samples)
-        while state.step < cfg.steps and not run.any(bool(stopped)):
+        lost: DataError | None = None
+        while state.step < cfg.steps:
             began, step = time.monotonic(), state.step
             rate = learning_rate(step, peak=cfg.lr, warmup=cfg.warmup, steps=cfg.steps, decay=cfg.decay)
             optimizer.param_groups[0]["lr"] = rate
+            batch: Batch | None = None
             try:
-                batch = next(batches)
-            except DataError:  # no clip can be read any more: what was learnt is kept
-                keep()
-                raise
+                batch = None if stopped else next(batches)
+            except DataError as error:  # no clip can be read any more: what was learnt is kept
+                lost = error
+            if run.any(batch is None) or batch is None:  # all stop together, before a step for which one has no clips
+                break
             parts = batch.parts(cfg.micro_batch or len(batch))
             for number, part in enumerate(parts, 1):  # their gradients add up to that of the whole batch
                 with averaging(number == len(parts)):
@@ -217,10 +222,12 @@ def train(cfg: Training, run: Processes) -> int:
                 report.row(row)
                 if validates:
                     report.draw()
-        if state.step < cfg.steps:  # stopped, by a signal that may have reached another process alone
+        if state.step < cfg.steps:  # stopped, by what may have reached another process alone
             with run.first_one_first():  # the others wait: where one has ended, torchrun ends the rest
                 keep()
         batches.close()
+    if lost is not None and not stopped:
+        raise lost
     if state.step < cfg.steps:
         say(run, f"stopped by a signal at step {state.step}; the same command goes on from here")
         return 128 + (stopped[0] if stopped else 0)

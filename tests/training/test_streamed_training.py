@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -162,6 +166,34 @@ def test_a_run_whose_files_vanish_is_saved(
     with pytest.raises(DataError, match="none can be used"):
         toy.run(tmp_path / "out", **OWN, data=tmp_path / "clips", cache=tmp_path / "cache", save_every=100)
     assert [path.name for path in checkpoint.complete(tmp_path / "out")] == ["step-000003"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_ends_the_wait_for_a_disk(
+    toy: Toy, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """And the run is saved, as by a signal at any other time."""
+    shutil.copytree(clips, tmp_path / "clips")
+    prepared, slept = StreamedBatches.prepared, list[float]()
+
+    def vanish(self: StreamedBatches, first: int, count: int) -> Any:
+        if first == 10:  # threads read it ahead, after the first step
+            (tmp_path / "clips").rename(tmp_path / "away")
+        return prepared(self, first, count)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.sleep(0.01)
+        if len(slept) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StreamedBatches, "prepared", vanish)
+    monkeypatch.setattr(dataset, "time", SimpleNamespace(sleep=sleep))
+    settings = {**OWN, "data": tmp_path / "clips", "cache": tmp_path / "cache", "save_every": 100}
+    toy.run(tmp_path / "out", **settings, workers=workers)
+    assert toy.code == 128 + signal.SIGTERM and len(slept) < 100
+    (saved,) = checkpoint.complete(tmp_path / "out")
+    assert saved.name == "step-000005" if workers == 0 else "step-000001" <= saved.name <= "step-000005"
 
 
 @pytest.mark.parametrize("hold_out", [0.0, 0.3])
