@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.answers import write_clip
+from eval.held_out import level_of
 from eval.intervals import bootstrap_interval, paired_interval
 from eval.metrics.similarity import first_frame_similarity
 from eval.metrics.view import look
@@ -27,7 +28,7 @@ from i2v.config import ConfigError, flag
 from i2v.control import canny
 from i2v.data.scene import Scene, render
 from i2v.data.world import WORLDS, draw_scene
-from i2v.load import header, load
+from i2v.load import load
 from i2v.pipeline import I2VPipeline
 from i2v.presets import WEIGHTS, find
 from i2v.video import write_video
@@ -99,8 +100,7 @@ def run(cfg: PathEvaluation) -> list[Clip]:
     file = cfg.controlnet or folder / "controlnet.safetensors"
     if not file.is_file():
         raise ConfigError(f"there is no {file}; train one with configs/tiny/edges.json and give it with --controlnet")
-    recipe = dict(header(folder / "motion.safetensors").metadata.get("recipe", {}))
-    world = WORLDS.get(str(recipe.get("world")), WORLDS["level_1"])
+    world = WORLDS[level_of(folder) or "level_1"]
     preset, pipe = find("tiny"), load("tiny", folder=folder, controlnet=f"canny={file}")
     out = []
     jobs = [(number, path) for number in range(cfg.scenes) for path in PATHS]

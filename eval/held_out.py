@@ -12,13 +12,29 @@ from i2v import picture
 from i2v.config import ConfigError
 from i2v.data.backgrounds import PLACES
 from i2v.data.scene import render
-from i2v.data.world import FEATURELESS, WorldConfig, counterfactuals, draw_scene, make_clip
+from i2v.data.world import FEATURELESS, WORLDS, WorldConfig, counterfactuals, draw_scene, make_clip
+from i2v.load import header
+from i2v.presets import WEIGHTS
 from i2v.video import read_image
 
 Video = NDArray[np.uint8]
 SCENES, PAIRS, BACKGROUNDS, PHOTOGRAPHS = "unseen scenes", "unseen pairs", "unseen backgrounds", "photographs"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PHOTOGRAPH = "a picture stays still"  # the grammar's subject and motion; photographs have none of the world's objects
+
+
+def level_of(weights: Path | None) -> str:
+    """The level that a miniature's I2V-Adapter, the last part to be trained, was trained on; "" where it does not say.
+
+    weights: its folder, None for the shipped one. Raises ConfigError for a level that is not known here.
+    """
+    part = header((weights or WEIGHTS / "tiny") / "i2v_adapter.safetensors")
+    level = str(dict(part.metadata.get("recipe", {})).get("world", ""))
+    if level and level not in WORLDS:
+        raise ConfigError(
+            f"{part.path} was trained on {level}, expected one of {', '.join(WORLDS)}; take other weights"
+        )
+    return level
 
 
 @dataclass(frozen=True)

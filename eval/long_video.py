@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.answers import write_clip
+from eval.held_out import level_of
 from eval.intervals import NARROW, bootstrap_interval, paired_interval
 from eval.metrics.background import colour_drift
 from eval.metrics.identity import identity
@@ -24,7 +25,7 @@ from eval.tables import count_of
 from i2v import config
 from i2v.config import ConfigError, flag
 from i2v.data.world import WORLDS, make_clip
-from i2v.load import header, load
+from i2v.load import load
 from i2v.pipeline import I2VPipeline
 from i2v.presets import WEIGHTS
 
@@ -73,8 +74,7 @@ def quarter_of(view: View, frames: NDArray[np.int64]) -> View:
 def run(cfg: LongEvaluation) -> list[dict[str, object]]:
     """A row for each picture, way and quarter."""
     folder = cfg.weights or WEIGHTS / "tiny"
-    recipe = dict(header(folder / "motion.safetensors").metadata.get("recipe", {}))
-    world = WORLDS.get(str(recipe.get("world")), WORLDS["level_1"])
+    world = WORLDS[level_of(folder) or "level_1"]
     pipe, rows = load("tiny", folder=folder), list[dict[str, object]]()
     (cfg.out / "clips").mkdir(parents=True, exist_ok=True)
     jobs = [(number, way) for number in range(cfg.scenes) for way in (*WAYS, TRUTH)]

@@ -21,15 +21,14 @@ import torch
 from eval import approximations, experiments, paper_tables, plug_and_play
 from eval.answers import Answer, Bench, Job, Variant, answer, pipeline
 from eval.experiments import STYLE_LORA, Evaluation, Needs, judged
-from eval.held_out import held_out_set
+from eval.held_out import held_out_set, level_of
 from eval.page import Section, write_page
 from eval.sheets import write_sheet
 from eval.tables import write_docs
 from i2v import __version__, config
 from i2v.config import ConfigError, flag
 from i2v.data.world import WORLDS, WorldConfig
-from i2v.load import header
-from i2v.presets import WEIGHTS, find
+from i2v.presets import find
 from i2v.request import UnconditionalImage
 
 SHEET_CLIPS = 20
@@ -66,13 +65,10 @@ class MiniatureEvaluation:
 
 
 def world_of(cfg: MiniatureEvaluation) -> WorldConfig:
-    """The level that is given, or the one that the I2V-Adapter, the last part to be trained, was trained on."""
-    name = cfg.world
-    if name is None:
-        part = header((cfg.weights or WEIGHTS / "tiny") / "i2v_adapter.safetensors")
-        name = dict(part.metadata.get("recipe", {})).get("world")
-        if name is None:
-            raise ConfigError(f"{part.path} does not say on which level it was trained; give --world")
+    """The level that is given, or the one that the weights were trained on."""
+    name = cfg.world if cfg.world is not None else level_of(cfg.weights)
+    if not name:
+        raise ConfigError(f"{cfg.weights} does not say on which level it was trained; give --world")
     if name not in WORLDS:
         raise ConfigError(f"--world {name}: expected one of {', '.join(WORLDS)}")
     return WORLDS[name]

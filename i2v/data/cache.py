@@ -185,13 +185,19 @@ def _add(
     def read(key: str) -> NDArray[np.uint8] | BadClip:
         index, draw = waiting[key]
         item = dataset.items[index]
-        try:
-            return dataset.frames(index, draw)
-        except BadClip as error:
-            if key.startswith(f"{ABSENT}/") or (error.reason != "missing" and version(item.path)):
-                return error
-            dataset.bad.pop(item.name, None)  # whatever the file of a disk that goes away looks like
-            return BadClip("missing", "went away while clips were read")
+        for again in (True, False):
+            try:
+                return dataset.frames(index, draw)
+            except BadClip as error:
+                there = bool(version(item.path))
+                if key.startswith(f"{ABSENT}/") or (there and error.reason != "missing"):
+                    return error
+                dataset.bad.pop(item.name, None)  # whatever the file of a disk that goes away looks like
+                if not there:
+                    break
+                if not again:  # not a disk that is away: a bad sector
+                    return BadClip("unreadable", f"{error.detail}; touch it once it can be read")
+        return BadClip("missing", "went away while clips were read")
 
     pixels: list[tuple[str, NDArray[np.uint8]]] = []
     ready: list[Entry] = []

@@ -208,6 +208,26 @@ def test_a_disk_that_is_away_while_clips_are_encoded(
         assert got.names == whole.names and got.identity == whole.identity and again.quarantine == whole.dropped
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_is_there_and_cannot_be_read(
+    tmp_path: Path, clips: Path, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that passes is none; a bad sector drops the file instead of ending every run."""
+    scan, left = dataset.scan, [times]
+
+    def failing(item: Item) -> Scan:
+        if item.name == "3.mp4" and left[0]:
+            left[0] -= 1
+            raise BadClip("missing", "cannot be reached (Input/output error)")
+        return scan(item)
+
+    monkeypatch.setattr(dataset, "scan", failing)
+    data = opened(clips)
+    names = encoded(tmp_path, data, Encoder()).names
+    found = {entry["file"]: entry["reason"] for entry in data.quarantine}
+    assert ("3.mp4" in names) == (times == 1) and found.get("3.mp4") == (None if times == 1 else "unreadable")
+
+
 def test_clips_are_known_by_what_they_are(tmp_path: Path, clips: Path) -> None:
     """Not by their place in the cache: features of others are not theirs, a copy is the same clip."""
     folder = tmp_path / "clips"

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from eval import __main__, miniature
+from eval.held_out import level_of
 from i2v.data.world import WORLDS
+from i2v.presets import WEIGHTS
 
 
 def test_one_command_makes_everything(random_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -62,6 +64,8 @@ def test_mistakes_are_one_line(flags: str, words: str, tmp_path: Path, capsys: p
 
 def test_the_level_is_read_from_the_weights(random_folder: Path) -> None:
     assert miniature.world_of(miniature.MiniatureEvaluation()).name.startswith("level")
+    for level in (2, 3):
+        assert level_of(WEIGHTS / f"tiny-level-{level}") == f"level_{level}"
     with pytest.raises(ValueError, match="give --world"):
         miniature.world_of(miniature.MiniatureEvaluation(weights=random_folder))
 
