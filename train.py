@@ -32,7 +32,7 @@ from i2v.free_memory import keep_freed_memory
 from i2v.training import memory, recipe
 from i2v.training.batches import Batch, Batches, Samples
 from i2v.training.clips import RunClips, open_clips
-from i2v.training.distributed import Processes, in_parallel, processes
+from i2v.training.distributed import Processes, in_parallel, leave, processes
 from i2v.training.ema import EMA
 from i2v.training.miniature import build_miniature
 from i2v.training.muon import Muon
@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        leave(main())
     except KeyboardInterrupt:
         print("train.py: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -32,6 +32,7 @@ from i2v.models.vae import VAE, VAEConfig
 from i2v.parts import save_part
 from i2v.training import miniature, validation
 from i2v.training.batches import Batch, Batches
+from i2v.training.distributed import leave
 from i2v.training.networks import Networks
 
 UNET = UNetConfig(channels=(16, 16), depths=(1, 1), heads=(2, 2), context_dim=16, layers=1, latent_channels=4, groups=8)
@@ -173,4 +174,4 @@ if __name__ == "__main__":
                 del arguments[at : at + 2]
                 pause_in_checkpoint(value) if flag == "--pause-in-checkpoint" else stop_at(monkeypatch, value)
         code = train.main(arguments)
-    sys.exit(code)
+    leave(code)
