@@ -191,6 +191,7 @@ def steps_run(e: Evaluation, t0: float, steps: int) -> int:
 
 
 def pictures(samples: Sequence[Sample]) -> int:
+    """How many pictures the clips are of."""
     return len({s.scene for s in samples})
 
 

@@ -26,12 +26,7 @@ try:
 except ImportError:  # Windows: two runs at once are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
-FULL = (
-    "No space left",
-    "not enough space",
-    "quota exceeded",
-    "File too large",
-)  # a disk's errors, in the systems' words
+FULL = ("No space left", "not enough space", "quota exceeded", "File too large")  # in the systems' words
 
 _held: WeakValueDictionary[Path, IO[str]] = WeakValueDictionary()
 

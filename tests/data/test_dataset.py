@@ -237,6 +237,16 @@ def test_pictures_alone_are_clips_of_one_frame(tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path, 1)) == 1
 
 
+def test_a_run_that_is_stopped_reads_no_more(tmp_path: Path) -> None:
+    """Threads that read ahead look at the signal before every clip: tries among bad files would outlast it."""
+    write(tmp_path / "a.mp4", moving(0))
+    data = open_dataset(tmp_path, 16, size=32)
+    assert data.sample(0)[0] == 0
+    data.stop = (15,)
+    with pytest.raises(DataError, match="stopped before sample 1"):
+        data.sample(1)
+
+
 def test_ahead_keeps_the_order_and_stops_early() -> None:
     done: list[int] = []
     results = ahead(lambda k: done.append(k) or k * k, range(1000))
